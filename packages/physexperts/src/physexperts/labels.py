@@ -1,0 +1,198 @@
+"""The labels of physics and the maps between them. The vocabulary lives in `labels.json`, beside this file, and nowhere else.
+
+Three vocabularies: the 29 categories of WISA's five questions q0..q4 (dynamics, thermodynamics, optics, yes/no, change
+of objects), the 17 of them that name a physical law, and PILA's eight mechanisms, in that order in every vector. What
+surprises: WISA's own annotations do not always spell as its vocabulary does ("liquid objects appearance" against
+"liquids objects appearance", full stops, stray blanks), so words are compared without plural s, punctuation and case;
+and only laws map to mechanisms: what appears or splits (q4) says nothing about why.
+
+References: WISA (Wang et al., 2025); PILA (Wang et al., 2026), data section. The map from laws to mechanisms is our
+choice.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = ["CATEGORIES", "LAWS", "MECHANISMS", "QUESTIONS", "Labels", "from_text", "from_wisa"]
+
+_DATA = json.loads(files("physexperts").joinpath("labels.json").read_text(encoding="utf-8"))
+
+MECHANISMS: tuple[str, ...] = tuple(_DATA["mechanisms"])
+"""PILA's eight mechanisms in the order of every label vector."""
+
+QUESTIONS: dict[str, tuple[str, ...]] = {q: tuple(names) for q, names in _DATA["questions"].items()}
+"""WISA's questions q0..q4 and the categories that answer them."""
+
+CATEGORIES: tuple[tuple[str, str], ...] = tuple((q, name) for q, names in QUESTIONS.items() for name in names)
+"""WISA's 29 categories as (question, name)."""
+
+LAWS: tuple[str, ...] = tuple(_DATA["laws"])
+"""WISA's 17 physical laws: the categories of q0..q2 that are not "no obvious ..."."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What is known of one clip: `mechanisms` in vector order, the `dominant` one, WISA's `categories`, and what was not
+    understood (`unknown`)."""
+
+    mechanisms: tuple[str, ...] = ()
+    dominant: str | None = None
+    categories: tuple[tuple[str, str], ...] = ()
+    unknown: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, names: Iterable[str], dominant: str | None = None) -> "Labels":
+        """Label by name of mechanism; the first name is dominant unless one is given.
+
+        >>> Labels.of(["collision", "rigid_body"])
+        Labels(mechanisms=('rigid_body', 'collision'), dominant='collision', categories=(), unknown=())
+        """
+        names = list(names)
+        for name in [*names, *([] if dominant is None else [dominant])]:
+            if name not in MECHANISMS:
+                raise ValueError(f"unknown mechanism {name!r}{_did_you_mean(name, MECHANISMS)}")
+        if dominant is not None and dominant not in names:
+            raise ValueError(f"expected the dominant mechanism among {names}, got {dominant!r}; add it to the labels")
+        return cls(tuple(m for m in MECHANISMS if m in names), dominant or (names[0] if names else None))
+
+    @property
+    def multi_hot(self) -> Float[Tensor, "8"]:
+        """One for each mechanism that is present."""
+        return torch.tensor([float(m in self.mechanisms) for m in MECHANISMS])
+
+    @property
+    def laws(self) -> Float[Tensor, "17"]:
+        """One for each of WISA's laws that is annotated."""
+        present = {name for _, name in self.categories}
+        return torch.tensor([float(law in present) for law in LAWS])
+
+    @property
+    def wisa(self) -> Float[Tensor, "29"]:
+        """One for each of WISA's categories that is annotated."""
+        return torch.tensor([float(category in self.categories) for category in CATEGORIES])
+
+
+def from_wisa(annotation: Mapping[str, Any], unknown: Literal["error", "list"] = "error") -> Labels:
+    """Read a WISA record (q0..q4 at the top or under `physical_annotation`) and map its laws to the eight mechanisms.
+
+    The collection `label` picks the dominant mechanism where the answers agree with it, and is all there is where the
+    answers name no law; otherwise the first mechanism in the order of the answers dominates. A `labels` list of
+    mechanisms, as the simulated world writes it, wins over the mapping (`category` is then the dominant one, if it is a
+    mechanism). A category outside the vocabulary raises ValueError, or is listed in `Labels.unknown`.
+
+    >>> from_wisa({"q0": "liquid motion, deformation", "q1": "melting.", "label": "Melting "}).dominant
+    'phase_change'
+    """
+    answers = annotation.get("physical_annotation") or annotation
+    categories, strangers = _answers(answers)
+    label, odd = _category(annotation.get("label") or answers.get("label") or "")
+    strangers += odd
+    if strangers and unknown == "error":
+        question, text = strangers[0]
+        choices = QUESTIONS.get(question) or tuple(name for _, name in CATEGORIES)
+        raise ValueError(f"unknown category {text!r} in {question!r}{_did_you_mean(text, choices)}")
+    rest = tuple(text for _, text in strangers)
+    explicit = annotation.get("labels")
+    if explicit is not None:
+        category = annotation.get("category")
+        named = Labels.of(explicit, category if category in explicit else None)
+        return Labels(named.mechanisms, named.dominant, categories, rest)
+    named_by_label = _mechanisms([label] if label else [])
+    ordered = _mechanisms(name for _, name in categories) or named_by_label
+    dominant = next((m for m in named_by_label if m in ordered), ordered[0] if ordered else None)
+    return Labels(tuple(m for m in MECHANISMS if m in ordered), dominant, categories, rest)
+
+
+def from_text(caption: str) -> Labels:
+    """Guess the mechanisms of a plain caption from keywords; the most often named dominates, the earlier one on a tie.
+
+    A keyword after "no", "not", "never" or "without" (up to two words before it) does not count. A caption without a
+    keyword has no labels, and the router decides alone.
+
+    >>> from_text("Two balls collide and bounce without melting").mechanisms
+    ('rigid_body', 'collision')
+    """
+    text = caption.lower()
+    hits = {
+        m: [hit.start() for hit in _keywords(m).finditer(text) if not _negated(text[: hit.start()])] for m in MECHANISMS
+    }
+    found = [m for m in MECHANISMS if hits[m]]
+    return Labels(tuple(found), min(found, key=lambda m: (-len(hits[m]), hits[m][0]), default=None))
+
+
+@cache
+def _keywords(mechanism: str) -> re.Pattern[str]:
+    # "melt*" is any word that begins so; a plain keyword also matches its plural.
+    words = (w[:-1] + r"\w*" if w.endswith("*") else w + "s?" for w in _DATA["keywords"][mechanism])
+    return re.compile(r"\b(?:" + "|".join(words) + r")\b")
+
+
+def _negated(before: str) -> bool:
+    clause = re.split(r"[.,;:!?]|\bbut\b", before)[-1]
+    return any(word in _DATA["negations"] or word.endswith("n't") for word in clause.split()[-3:])
+
+
+def _answers(answers: Mapping[str, Any]) -> tuple[tuple[tuple[str, str], ...], list[tuple[str, str]]]:
+    """The categories of q0..q4 in the order of the annotation, and (question, text) of what is none."""
+    found: dict[tuple[str, str], None] = {}
+    strangers: list[tuple[str, str]] = []
+    for question, names in QUESTIONS.items():
+        for text in _pieces(answers.get(question)):
+            name = _match(text, names)
+            if name is None:
+                strangers.append((question, text))
+            else:
+                found[question, name] = None
+    return tuple(found), strangers
+
+
+def _category(label: str) -> tuple[str | None, list[tuple[str, str]]]:
+    """The category that the collection label names, whichever question it belongs to."""
+    if not label.strip():
+        return None, []
+    name = _match(label, tuple(name for _, name in CATEGORIES))
+    return name, [] if name else [("label", label.strip())]
+
+
+def _pieces(answer: str | Sequence[str] | None) -> list[str]:
+    """Split "1. this\\n2. that" or "this, that" (or a list of such) into its entries."""
+    text = answer if isinstance(answer, str) else "\n".join(answer or ())
+    pieces = (
+        re.sub(r"^\s*(?:\d+\s*[.)]|[-*])\s*", "", piece) for piece in re.split(r"[\n,;]|(?<!^)(?=\b\d+\. )", text)
+    )
+    return [piece.strip() for piece in pieces if piece.strip(" .")]
+
+
+def _match(text: str, names: Sequence[str]) -> str | None:
+    known = {_key(name): name for name in names}
+    other = {_key(spelling): name for spelling, name in _DATA["spellings"].items() if name in names}
+    return known.get(_key(text)) or other.get(_key(text))
+
+
+def _key(text: str) -> str:
+    """Compare without case, punctuation, plural s and British -isation."""
+    words = re.sub(
+        r"[^a-z0-9]+", " ", text.lower().replace("isation", "ization").replace("phenomena", "phenomenon")
+    ).split()
+    return " ".join(word[:-1] if len(word) > 3 and word.endswith("s") else word for word in words)
+
+
+def _mechanisms(categories: Iterable[str]) -> list[str]:
+    """Mechanisms of the laws among the categories, in their order, each once."""
+    mapped = (m for name in categories for m in _DATA["law_to_mechanisms"].get(name, ()))
+    return list(dict.fromkeys(mapped))
+
+
+def _did_you_mean(text: str, choices: Sequence[str]) -> str:
+    close = get_close_matches(text.lower(), choices, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(choices)}"

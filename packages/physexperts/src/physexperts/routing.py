@@ -1,0 +1,86 @@
+"""What a router decided: which experts answer, and how much of each.
+
+A `Routing` holds one decision for every element of its leading axes (`*b`: samples for a video-level router, tokens for
+a token-level one). Only the `weights` carry gradients to the router's logits; `indices` are a hard choice. What
+surprises: a slot whose weight is exactly zero selects nothing (it fills up a row that had fewer than k experts to
+choose from, or a masked row), so the number of experts that really answer is `selected.sum(-1)`, not k.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+__all__ = ["Routing", "route"]
+
+
+@dataclass(frozen=True)
+class Routing:
+    """The choice of k out of E experts, best first.
+
+    `weights` sum to one over the selected experts of a row (to zero where none is allowed or the row is masked);
+    `probs` is the softmax over all allowed experts and `logits` what the choice was made from; `mask` is true for rows
+    that count.
+    """
+
+    weights: Float[Tensor, "*b k"]
+    indices: Int[Tensor, "*b k"]
+    probs: Float[Tensor, "*b E"]
+    logits: Float[Tensor, "*b E"]
+    mask: Bool[Tensor, "*b"]
+
+    @property
+    def experts(self) -> int:
+        """E, the number of experts that could have been chosen."""
+        return self.logits.shape[-1]
+
+    @property
+    def k(self) -> int:
+        """How many experts a row may select at most."""
+        return self.indices.shape[-1]
+
+    @property
+    def selected(self) -> Bool[Tensor, "*b E"]:
+        """True for the experts that answer (their weight is not zero; a NaN weight counts, so that it cannot hide)."""
+        return torch.zeros_like(self.probs, dtype=torch.bool).scatter(-1, self.indices, self.weights.detach() != 0)
+
+    def dense(self) -> Float[Tensor, "*b E"]:
+        """The weights at the place of their experts, zero elsewhere; differentiable."""
+        return torch.zeros_like(self.probs).scatter(-1, self.indices, self.weights)
+
+
+def route(
+    logits: Float[Tensor, "*b E"],
+    k: int,
+    *,
+    temperature: float = 1.0,
+    allowed: Bool[Tensor, "*#b E"] | None = None,
+    mask: Bool[Tensor, "*b"] | None = None,
+) -> Routing:
+    """Keep the k largest logits of each row and weigh them by a softmax over the kept ones.
+
+    Equal logits are taken in the order of their index. An expert that is not `allowed` is never selected: with fewer
+    than k allowed the softmax runs over those, with none the weights are zero. Computed in fp32 (fp64 for fp64 logits),
+    whatever autocast says. NaN logits give NaN weights.
+
+    References: PILA (Wang et al., 2026), Eq. 23.
+
+    >>> route(torch.tensor([0.0, 2.0, 2.0, 1.0]), 2).indices.tolist()
+    [1, 2]
+    """
+    experts = logits.shape[-1]
+    if not 0 <= k <= experts:
+        raise ValueError(f"expected k in 0..{experts} (the number of experts), got {k}")
+    if not temperature > 0:
+        raise ValueError(f"expected a positive temperature, got {temperature}; a small one such as 0.01 is nearly hard")
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    permitted = torch.ones_like(logits, dtype=torch.bool) if allowed is None else allowed.expand_as(logits)
+    mask = torch.ones_like(permitted[..., 0]) if mask is None else mask
+    # A finite floor, not -inf: a row with nothing allowed would turn into NaN, and so would its gradient.
+    scaled = (logits / temperature).masked_fill(~permitted, torch.finfo(logits.dtype).min)
+    probs = scaled.softmax(-1) * permitted
+    top, indices = scaled.sort(dim=-1, descending=True, stable=True)  # torch.topk leaves the order of ties open
+    top, indices = top[..., :k], indices[..., :k]
+    weights = top.softmax(-1) * (permitted.gather(-1, indices) & mask[..., None])
+    return Routing(weights=weights, indices=indices, probs=probs, logits=logits, mask=mask)
