@@ -1,0 +1,177 @@
+"""What every frozen generator of this project promises, real or tiny.
+
+Axes are (t, y, x), y points down. A video is float in [-1, 1], `(b, 3, t, h, w)`. A latent is *normalised*: (z - mean)
+/ std, as the transformer sees it, never the raw output of the VAE. sigma is in [0, 1] and 1 is noise
+(`backbones.paths`).
+
+Latent times: latent j of a causal VAE covers several frames, and its time tau_j is the centre of the frames that it
+covers, in units of the temporal stride: for Wan's x4 that is 0, 0.625, 1.625, 2.625, ... The first gap is shorter than
+the others, so a constant time step is wrong at latent 0.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from types import ModuleType
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+__all__ = ["Backbone", "LatentSpec", "Spec", "Text", "TimeSpec", "fingerprint"]
+
+
+@dataclass(frozen=True)
+class Text:
+    """Text features as the transformer reads them: rows after the text are exact zeros and `mask` is false there.
+
+    `branch` says which side of the guidance the text belongs to while a pipeline samples; None outside a pipeline.
+    """
+
+    features: Float[Tensor, "b l d"]
+    mask: Bool[Tensor, "b l"]
+    branch: Literal["cond", "uncond"] | None = None
+
+    @classmethod
+    def of(cls, features: Float[Tensor, "b l d"], branch: Literal["cond", "uncond"] | None = None) -> "Text":
+        """Recover the mask from the zero rows."""
+        return cls(features, features.abs().sum(-1) > 0, branch)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: slice | list[int] | Tensor) -> "Text":
+        return Text(self.features[index], self.mask[index], self.branch)
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "Text":
+        """Move both tensors; `dtype` concerns the features alone."""
+        return Text(self.features.to(device=device, dtype=dtype), self.mask.to(device=device), self.branch)
+
+
+@dataclass(frozen=True)
+class LatentSpec:
+    """Shape and normalisation of the latents. `stride` and `patch` are (t, y, x); the frame rule is `stride[0] n + 1`."""
+
+    channels: int
+    stride: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    patch: tuple[int, int, int]
+
+    @property
+    def frame_rule(self) -> str:
+        return f"{self.stride[0]}n+1"
+
+    def shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """Give (channels, t, y, x) of the latent of a video; ValueError names the nearest legal sizes."""
+        return (self.channels, self.latents(frames), *self._space(height, width))
+
+    def latents(self, frames: int) -> int:
+        """Give how many latents a clip has.
+
+        >>> LatentSpec(1, (4, 8, 8), (0.0,), (1.0,), (1, 2, 2)).latents(17)
+        5
+        """
+        s = self.stride[0]
+        if frames < 1 or (frames - 1) % s:
+            below = max((frames - 1) // s * s + 1, 1)
+            raise ValueError(
+                f"expected {self.frame_rule} frames, got {frames}: the VAE would lose the tail in silence."
+                f" Use {below} or {below + s} frames."
+            )
+        return (frames - 1) // s + 1
+
+    def _space(self, height: int, width: int) -> tuple[int, int]:
+        out = []
+        for name, size, s, p in zip(("height", "width"), (height, width), self.stride[1:], self.patch[1:], strict=True):
+            if size < s * p or size % (s * p):
+                below = max(size // (s * p), 1) * s * p
+                raise ValueError(
+                    f"expected a {name} that is a multiple of {s * p}, got {size}. Use {below} or {below + s * p}."
+                )
+            out.append(size // s)
+        return out[0], out[1]
+
+
+@dataclass(frozen=True)
+class TimeSpec:
+    """When latents happen: frames per second of the training clips and the temporal stride of the VAE."""
+
+    fps: float
+    stride: int
+
+    def frames_of(self, latent: int) -> range:
+        """Give the frames that a latent covers: 0 alone, then `stride` at a time.
+
+        >>> TimeSpec(16.0, 4).frames_of(2)
+        range(5, 9)
+        """
+        return range(1) if latent == 0 else range((latent - 1) * self.stride + 1, latent * self.stride + 1)
+
+    def latent_times(self, frames: int) -> Float[Tensor, " t"]:
+        """Give tau_j, the centre of the frames of each latent, in source frames / stride.
+
+        >>> TimeSpec(16.0, 4).latent_times(13)
+        tensor([0.0000, 0.6250, 1.6250, 2.6250])
+        """
+        covered = [self.frames_of(j) for j in range((frames - 1) // self.stride + 1)]
+        return torch.tensor([(r[0] + r[-1]) / 2 / self.stride for r in covered])
+
+
+@dataclass(frozen=True)
+class Spec:
+    """All that an adapter may build itself from without looking at the model."""
+
+    latent: LatentSpec
+    time: TimeSpec
+    prediction: Literal["flow", "v"]
+    text_dim: int
+    text_length: int
+    per_token_time: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain JSON values."""
+        return json.loads(json.dumps(asdict(self)))
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """A frozen video generator inside a stock diffusers pipeline."""
+
+    @property
+    def pipe(self) -> Any: ...
+    @property
+    def transformer(self) -> nn.Module: ...
+    @property
+    def transformers(self) -> tuple[nn.Module, ...]: ...
+    @property
+    def id(self) -> str: ...
+    @property
+    def spec(self) -> Spec: ...
+    @property
+    def paths(self) -> ModuleType: ...
+    @property
+    def config_hash(self) -> str: ...
+    @property
+    def latent_hash(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+    def encode(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b c tl hl wl"]: ...
+    def decode(self, latent: Float[Tensor, "b c tl hl wl"]) -> Float[Tensor, "b 3 t h w"]: ...
+    def embed(self, prompts: list[str]) -> Text: ...
+    def predict(
+        self, x_s: Float[Tensor, "b c t h w"], sigma: Float[Tensor, "b *map"], text: Text
+    ) -> Float[Tensor, "b c t h w"]: ...
+    def frozen(self) -> AbstractContextManager[Iterator[None] | None]: ...
+
+
+def fingerprint(value: Any) -> str:
+    """Give 16 hex digits that name a JSON value, whatever the order of its keys.
+
+    >>> fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": (1, 2), "a": 1})
+    True
+    """
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
