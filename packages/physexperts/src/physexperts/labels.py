@@ -1,4 +1,4 @@
-"""The labels of physics and the maps between them. The vocabulary lives in `labels.json`, beside this file, and nowhere else.
+"""The labels of physics and the maps between them; the one vocabulary is `labels.json`, beside this file.
 
 Three vocabularies: the 29 categories of WISA's five questions q0..q4 (dynamics, thermodynamics, optics, yes/no, change
 of objects), the 17 of them that name a physical law, and PILA's eight mechanisms, in that order in every vector. What
@@ -42,8 +42,11 @@ LAWS: tuple[str, ...] = tuple(_DATA["laws"])
 
 @dataclass(frozen=True)
 class Labels:
-    """What is known of one clip: `mechanisms` in vector order, the `dominant` one, WISA's `categories`, and what was not
-    understood (`unknown`)."""
+    """What is known of one clip.
+
+    `mechanisms` in vector order, the `dominant` one of them, WISA's `categories` as (question, name), and the pieces of
+    an annotation that no vocabulary holds (`unknown`).
+    """
 
     mechanisms: tuple[str, ...] = ()
     dominant: str | None = None
@@ -116,24 +119,24 @@ def from_wisa(annotation: Mapping[str, Any], unknown: Literal["error", "list"] =
 def from_text(caption: str) -> Labels:
     """Guess the mechanisms of a plain caption from keywords; the most often named dominates, the earlier one on a tie.
 
-    A keyword after "no", "not", "never" or "without" (up to two words before it) does not count. A caption without a
-    keyword has no labels, and the router decides alone.
+    A keyword after "no", "not", "never" or "without" (up to two words between) does not count; a collision of bodies (a
+    ball, a block) is rigid-body motion too. A caption without a keyword has no labels, and the router decides alone.
 
     >>> from_text("Two balls collide and bounce without melting").mechanisms
     ('rigid_body', 'collision')
     """
     text = caption.lower()
-    hits = {
-        m: [hit.start() for hit in _keywords(m).finditer(text) if not _negated(text[: hit.start()])] for m in MECHANISMS
-    }
-    found = [m for m in MECHANISMS if hits[m]]
-    return Labels(tuple(found), min(found, key=lambda m: (-len(hits[m]), hits[m][0]), default=None))
+    starts = {m: [hit.start() for hit in _pattern(m).finditer(text)] for m in MECHANISMS}
+    hits = {m: [at for at in places if not _negated(text[:at])] for m, places in starts.items()}
+    dominant = min((m for m in MECHANISMS if hits[m]), key=lambda m: (-len(hits[m]), hits[m][0]), default=None)
+    rigid = bool(hits["collision"]) and _pattern("bodies").search(text) is not None
+    return Labels(tuple(m for m in MECHANISMS if hits[m] or (m == "rigid_body" and rigid)), dominant)
 
 
 @cache
-def _keywords(mechanism: str) -> re.Pattern[str]:
+def _pattern(group: str) -> re.Pattern[str]:
     # "melt*" is any word that begins so; a plain keyword also matches its plural.
-    words = (w[:-1] + r"\w*" if w.endswith("*") else w + "s?" for w in _DATA["keywords"][mechanism])
+    words = (w[:-1] + r"\w*" if w.endswith("*") else w + "s?" for w in _DATA["keywords"][group])
     return re.compile(r"\b(?:" + "|".join(words) + r")\b")
 
 
@@ -147,12 +150,11 @@ def _answers(answers: Mapping[str, Any]) -> tuple[tuple[tuple[str, str], ...], l
     found: dict[tuple[str, str], None] = {}
     strangers: list[tuple[str, str]] = []
     for question, names in QUESTIONS.items():
-        for text in _pieces(answers.get(question)):
-            name = _match(text, names)
-            if name is None:
-                strangers.append((question, text))
-            else:
-                found[question, name] = None
+        pieces = _pieces(answers.get(question))
+        for text in pieces[:1] if question == "q3" else pieces:  # "yes, a flame": the word counts, not its reason
+            matches = _match(text, names)
+            found |= {(question, name): None for name in matches}
+            strangers += [] if matches else [(question, text)]
     return tuple(found), strangers
 
 
@@ -160,30 +162,34 @@ def _category(label: str) -> tuple[str | None, list[tuple[str, str]]]:
     """The category that the collection label names, whichever question it belongs to."""
     if not label.strip():
         return None, []
-    name = _match(label, tuple(name for _, name in CATEGORIES))
-    return name, [] if name else [("label", label.strip())]
+    matches = _match(label, tuple(name for _, name in CATEGORIES))
+    return (matches[0], []) if matches else (None, [("label", label.strip())])
 
 
 def _pieces(answer: str | Sequence[str] | None) -> list[str]:
     """Split "1. this\\n2. that" or "this, that" (or a list of such) into its entries."""
     text = answer if isinstance(answer, str) else "\n".join(answer or ())
-    pieces = (
-        re.sub(r"^\s*(?:\d+\s*[.)]|[-*])\s*", "", piece) for piece in re.split(r"[\n,;]|(?<!^)(?=\b\d+\. )", text)
-    )
+    entries = re.split(r"[\n,;]|(?<!^)(?=\b\d+\. )", text)
+    pieces = (re.sub(r"^\s*(?:\d+\s*[.)]|[-*])\s*", "", entry) for entry in entries)
     return [piece.strip() for piece in pieces if piece.strip(" .")]
 
 
-def _match(text: str, names: Sequence[str]) -> str | None:
-    known = {_key(name): name for name in names}
-    other = {_key(spelling): name for spelling, name in _DATA["spellings"].items() if name in names}
-    return known.get(_key(text)) or other.get(_key(text))
+def _match(text: str, names: Sequence[str]) -> list[str]:
+    """The name that the text is or, as WISA's own reader does, those that it contains; a denial contains nothing."""
+    known = {_key(spelling): name for spelling, name in _DATA["spellings"].items() if name in names}
+    known |= {_key(name): name for name in names}
+    key = _key(text)
+    if key in known:
+        return [known[key]]
+    if set(key.split()) & set(_DATA["negations"]):
+        return []
+    return list(dict.fromkeys(name for phrase, name in known.items() if f" {phrase} " in f" {key} "))
 
 
 def _key(text: str) -> str:
     """Compare without case, punctuation, plural s and British -isation."""
-    words = re.sub(
-        r"[^a-z0-9]+", " ", text.lower().replace("isation", "ization").replace("phenomena", "phenomenon")
-    ).split()
+    text = text.lower().replace("isation", "ization").replace("phenomena", "phenomenon")
+    words = re.sub(r"[^a-z0-9]+", " ", text).split()
     return " ".join(word[:-1] if len(word) > 3 and word.endswith("s") else word for word in words)
 
 

@@ -57,8 +57,8 @@ class SampleExperts(nn.Module):
         """Run each selected pair once; experts must return the shape of x."""
         if routing.logits.shape != (len(x), len(self.experts)):
             raise ValueError(
-                f"expected a routing of {len(x)} samples over {len(self.experts)} experts, got {tuple(routing.logits.shape)}; "
-                "video-level experts take one decision a sample"
+                f"expected a routing of {len(x)} samples over {len(self.experts)} experts, "
+                f"got {tuple(routing.logits.shape)}; video-level experts take one decision a sample"
             )
         selected = routing.selected.tolist()
         dense = routing.dense()
