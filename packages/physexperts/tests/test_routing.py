@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from physexperts import LabelPriorRouter, UniformRouter, random_labels, route
+from physexperts import LabelPriorRouter, UniformRouter, random_labels, route, router_z_loss
 
 SIZES = [(1, 0), (1, 1), (3, 2), (8, 0), (8, 1), (8, 4), (8, 8), (33, 5)]
 
@@ -68,6 +68,17 @@ def test_masked_rows_select_nothing():
     assert routing.weights[1].tolist() == [0, 0]
 
 
+def test_nan_in_a_masked_row_reaches_neither_the_result_nor_a_gradient():
+    logits = torch.randn(2, 4)
+    logits[1] = float("nan")
+    logits.requires_grad_()
+    routing = route(logits, 2, mask=torch.tensor([True, False]))
+    (routing.weights.square().sum() + routing.probs.square().sum() + router_z_loss(routing)).backward()
+    assert routing.weights.isfinite().all()
+    assert logits.grad.isfinite().all()
+    assert (logits.grad[0] != 0).any()
+
+
 def test_nan_logits_give_nan_weights_that_count_as_selected():
     routing = route(torch.tensor([float("nan"), 0.0, 1.0]), 2)
     assert routing.weights.isnan().all()
@@ -123,8 +134,10 @@ def test_the_router_computes_in_fp32_inside_autocast_and_with_half_weights():
         inside = router(c)
     assert inside.logits.dtype == inside.weights.dtype == torch.float32
     assert torch.equal(inside.logits, router(c).logits)
-    half = router.bfloat16()(c.bfloat16())
-    assert half.logits.dtype == torch.float32
+    half = router.bfloat16()
+    rounded = half(c.bfloat16())
+    assert rounded.logits.dtype == torch.float32
+    assert torch.equal(rounded.logits, half.float()(c.bfloat16().float()).logits)
 
 
 def test_the_uniform_router_shares_between_those_allowed():

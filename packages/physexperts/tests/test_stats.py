@@ -28,6 +28,7 @@ def test_the_matrix_is_the_share_of_a_label_s_rows_that_select_an_expert():
     stats = RouterStats(3, labels=2)
     labels = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     stats.update(route(torch.tensor([[9.0, 0, 0], [0, 9.0, 0]]), 1), labels)
+    stats.update(route(torch.zeros(1, 3), 1, mask=torch.tensor([False])), torch.tensor([[1.0, 1.0]]))
     matrix = stats.read().label_expert
     assert matrix[0].tolist() == [0.5, 0.5, 0.0]
     assert matrix[1].isnan().all()

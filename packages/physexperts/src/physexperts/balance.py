@@ -30,7 +30,7 @@ def load_balancing_loss(routing: Routing, *, reduction: Literal["global", "seque
     rows = tuple(range(valid.ndim - 1)) if reduction == "global" else (-2,)
     chosen = selected.sum(rows)
     f = chosen / chosen.sum(-1, keepdim=True).clamp(min=1)
-    p = (probs * valid).sum(rows) / valid.sum(rows).clamp(min=1)
+    p = probs.sum(rows) / valid.sum(rows).clamp(min=1)
     loss = routing.experts * (f * p).sum(-1)
     counted = (valid.sum(rows)[..., 0] > 0).to(loss.dtype)
     return (loss * counted).sum() / counted.sum().clamp(min=1)

@@ -75,12 +75,13 @@ def route(
     if not temperature > 0:
         raise ValueError(f"expected a positive temperature, got {temperature}; a small one such as 0.01 is nearly hard")
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    permitted = torch.ones_like(logits, dtype=torch.bool) if allowed is None else allowed.expand_as(logits)
-    mask = torch.ones_like(permitted[..., 0]) if mask is None else mask
+    mask = torch.ones_like(logits[..., 0], dtype=torch.bool) if mask is None else mask
+    permitted = mask[..., None].expand_as(logits) if allowed is None else mask[..., None] & allowed
+    logits = logits.masked_fill(~mask[..., None], 0.0)  # padding may hold anything, NaN too
     # A finite floor, not -inf: a row with nothing allowed would turn into NaN, and so would its gradient.
     scaled = (logits / temperature).masked_fill(~permitted, torch.finfo(logits.dtype).min)
     probs = scaled.softmax(-1) * permitted
     top, indices = scaled.sort(dim=-1, descending=True, stable=True)  # torch.topk leaves the order of ties open
     top, indices = top[..., :k], indices[..., :k]
-    weights = top.softmax(-1) * (permitted.gather(-1, indices) & mask[..., None])
+    weights = top.softmax(-1) * permitted.gather(-1, indices)
     return Routing(weights=weights, indices=indices, probs=probs, logits=logits, mask=mask)

@@ -63,14 +63,12 @@ class RouterStats(nn.Module):
     @torch.no_grad()
     def update(self, routing: Routing, labels: Float[Tensor, "*b L"] | None = None) -> None:
         """Count one batch; masked rows count nowhere."""
-        valid = routing.mask.flatten()
-        selected = routing.selected.flatten(0, -2) & valid[:, None]
+        selected = routing.selected.flatten(0, -2)
         self.selections += selected.sum(0)
-        self.rows += valid.sum()
-        probs = routing.probs.flatten(0, -2).double()
-        self.entropy += (torch.special.entr(probs).sum(-1) * valid).sum()
+        self.rows += routing.mask.sum()
+        self.entropy += torch.special.entr(routing.probs.double()).sum()
         if labels is not None:
-            present = labels.flatten(0, -2).double() * valid[:, None]
+            present = labels.flatten(0, -2).double() * routing.mask.flatten()[:, None]
             self.labelled += present.sum(0)
             self.together += present.T @ selected.double()
 
