@@ -1,0 +1,68 @@
+"""Data: tensors in memory and how items become a batch."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["InMemory", "collate"]
+
+
+def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Make one batch of items: tensors are stacked, numbers become a tensor, anything else a list.
+
+    >>> batch = collate([{"x": torch.ones(2), "label": 1, "text": "a"}, {"x": torch.zeros(2), "label": 0, "text": "b"}])
+    >>> batch["x"].shape, batch["label"], batch["text"]
+    (torch.Size([2, 2]), tensor([1, 0]), ['a', 'b'])
+    """
+    return {key: _join([item[key] for item in items]) for key in items[0]}
+
+
+def _join(values: list[Any]) -> Any:
+    if isinstance(values[0], Tensor):
+        return torch.stack(values)
+    return torch.tensor(values) if isinstance(values[0], (int, float)) else values
+
+
+class InMemory:
+    """Columns of equal length (tensors by their first axis, or lists) that a batch is cut from at once.
+
+    >>> data = InMemory({"x": torch.arange(6).reshape(3, 2), "text": ["a", "b", "c"]})
+    >>> data.get_batch(torch.tensor([2, 0]))
+    {'x': tensor([[4, 5],
+            [0, 1]]), 'text': ['c', 'a']}
+    """
+
+    def __init__(self, columns: Mapping[str, Any], *, digest: str | None = None) -> None:
+        lengths = {key: len(column) for key, column in columns.items()}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"expected columns of equal length, got {lengths or 'none'}")
+        self.columns, self._length = dict(columns), next(iter(lengths.values()))
+        self.digest = digest if digest is not None else _digest(self.columns)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {key: column[index] for key, column in self.columns.items()}
+
+    def get_batch(self, indices: Tensor) -> dict[str, Any]:
+        """Return the rows `indices` (a LongTensor) of every column."""
+        return {
+            key: column[indices] if isinstance(column, Tensor) else [column[i] for i in indices.tolist()]
+            for key, column in self.columns.items()
+        }
+
+
+def _digest(columns: Mapping[str, Any]) -> str:
+    hasher = hashlib.blake2b(digest_size=16)
+    for key, column in sorted(columns.items()):
+        hasher.update(key.encode())
+        if isinstance(column, Tensor):
+            hasher.update(str((column.dtype, tuple(column.shape))).encode())
+            hasher.update(column.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        else:
+            hasher.update(repr(list(column)).encode())
+    return hasher.hexdigest()

@@ -1,0 +1,203 @@
+"""A stage of training as data: which groups move, under which loss, on which data, for how long, and what is handed over.
+
+A run is a list of stages. The loss is a function: `loss(batch, progress) -> {term: scalar}`; the trainer sums the terms,
+steps and remembers. A term whose name starts with `log/` is written to the log and not summed.
+
+Steps are optimizer steps (an accumulated batch is one step), counted from 0 within the stage; `global_step` counts over the run.
+Everything a loss draws should come from `progress.generator` (a CPU generator) or from torch's global generator: both are pure
+functions of (seed, stage, step, rank), which is what makes resuming exact. Numpy's global generator is not seeded.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass as checked_dataclass
+from torch import Tensor
+
+from .config import did_you_mean, refuse_unknown
+
+__all__ = ["EMA", "Length", "Loss", "MapStyle", "Optim", "Progress", "Ramp", "Stage"]
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+class _Known:
+    """Gives the recipe parts below the same answer to an unknown key that `Config` gives."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, data: Any) -> Any:
+        return refuse_unknown(cls, data)
+
+
+@checked_dataclass(frozen=True, config=_STRICT)
+class Length(_Known):
+    """How long a stage lasts: exactly one of steps, epochs, or minutes of training.
+
+    Minutes count the seconds spent in training steps (not in saving), and survive a resume; where they end depends on the
+    machine, so a stage by minutes is repeatable only to the schedule, not bit for bit.
+
+    >>> Length(epochs=2).in_steps(samples=10, per_step=4)
+    5
+    """
+
+    steps: int | None = Field(default=None, ge=0)
+    epochs: float | None = Field(default=None, gt=0)
+    minutes: float | None = Field(default=None, gt=0)
+
+    def __post_init__(self) -> None:
+        given = {"steps": self.steps, "epochs": self.epochs, "minutes": self.minutes}
+        if sum(value is not None for value in given.values()) != 1:
+            raise ValueError(f"expected exactly one of steps, epochs, minutes, got {given}")
+
+    def in_steps(self, *, samples: int, per_step: int) -> int | None:
+        """Return the number of optimizer steps, None when the length is in minutes."""
+        return self.steps if self.epochs is None else math.ceil(self.epochs * samples / per_step)
+
+
+@checked_dataclass(frozen=True, config=_STRICT)
+class Optim(_Known):
+    """AdamW and its schedule. `clip` bounds the gradient norm of a whole optimizer step over all groups (None: no bound).
+
+    `schedule`: "constant"; "cosine" from `lr` down to `lr * final`; "hold_cosine" stays at `lr` for the share `hold` of the
+    stage and then falls as a cosine. The first `warmup_steps` rise linearly.
+    """
+
+    lr: float = Field(default=1e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    clip: float | None = Field(default=1.0, gt=0)
+    schedule: Literal["constant", "cosine", "hold_cosine"] = "constant"
+    warmup_steps: int = Field(default=0, ge=0)
+    hold: float = Field(default=0.7, ge=0, lt=1)
+    final: float = Field(default=0.0, ge=0, le=1)
+
+    def factor(self, step: int, fraction: float) -> float:
+        """Return what multiplies `lr` at a step, the stage being spent by `fraction` in [0, 1].
+
+        >>> Optim(schedule="cosine").factor(50, 0.5)
+        0.5
+        """
+        rise = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        start = {"constant": 1.0, "cosine": 0.0, "hold_cosine": self.hold}[self.schedule]
+        fall = max(0.0, fraction - start) / (1 - start) if start < 1 else 0.0
+        return rise * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * fall)))
+
+
+@checked_dataclass(frozen=True, config=_STRICT)
+class Ramp(_Known):
+    """A number that moves linearly from `start` (until step `from_step`) to `end` (from step `to_step` on).
+
+    >>> [Ramp(0.0, 1.0, 10, 20).at(step) for step in (0, 10, 15, 20, 99)]
+    [0.0, 0.0, 0.5, 1.0, 1.0]
+    """
+
+    start: float
+    end: float
+    from_step: int = 0
+    to_step: int = 0
+
+    def __post_init__(self) -> None:
+        if self.to_step < self.from_step:
+            raise ValueError(f"expected to_step >= from_step, got {self.to_step} < {self.from_step}")
+
+    def at(self, step: int) -> float:
+        """Return the value at a step of the stage."""
+        if step >= self.to_step:
+            return self.end
+        return self.start + (self.end - self.start) * max(0, step - self.from_step) / (self.to_step - self.from_step)
+
+
+@checked_dataclass(frozen=True, config=_STRICT)
+class EMA(_Known):
+    """An exponential moving average of the stage's weights, begun from the weights at the stage's start.
+
+    The decay at step n is min(decay, (1 + n) / (10 + n)), so that a short stage is not an average of its beginning. With
+    `apply`, the weights become the average when the stage ends.
+    """
+
+    decay: float = Field(ge=0, lt=1)
+    apply: bool = False
+
+    def at(self, step: int) -> float:
+        """Return the decay after optimizer step `step`."""
+        return min(self.decay, (1 + step) / (10 + step))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands, as a loss sees it.
+
+    `steps` is None when the stage's length is in minutes; `fraction` in [0, 1] is the share of the stage that is spent.
+    """
+
+    stage: str
+    step: int
+    global_step: int
+    steps: int | None
+    fraction: float
+    generator: torch.Generator
+    ramps: Mapping[str, Ramp] = field(default_factory=dict)
+
+    def ramp(self, name: str) -> float:
+        """Return the value of one of the stage's ramps at this step."""
+        if name not in self.ramps:
+            raise ValueError(f"stage {self.stage!r} has no ramp {name!r}; {did_you_mean(name, self.ramps)}")
+        return self.ramps[name].at(self.step)
+
+
+@runtime_checkable
+class MapStyle(Protocol):
+    """A data set: a length, and items that are dicts of tensors (or numbers, or text).
+
+    Two optional extras: `get_batch(indices: LongTensor) -> dict` returns a whole batch at once, and `digest: str` names the
+    content, so that a resume on other data is refused.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+Loss = Callable[[dict[str, Any], Progress], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage. `groups` maps a group's name to what multiplies the learning rate; every other group is frozen.
+
+    `unfreeze={group: step}`: the group gets no update before that step. `handover`: "keep" carries over the optimizer's state
+    of the groups that the stage before also trained, "reset" starts it afresh.
+    """
+
+    name: str
+    groups: Mapping[str, float | int]
+    loss: Loss
+    data: MapStyle
+    batch_size: int
+    length: Length
+    optim: Optim = field(default_factory=Optim)
+    accumulate: int = 1
+    ramps: Mapping[str, Ramp] = field(default_factory=dict)
+    unfreeze: Mapping[str, int] = field(default_factory=dict)
+    ema: EMA | None = None
+    handover: Literal["keep", "reset"] = "reset"
+
+    def __post_init__(self) -> None:
+        if not self.groups:
+            raise ValueError(f"stage {self.name!r} trains nothing: name at least one group")
+        if self.batch_size < 1 or self.accumulate < 1:
+            raise ValueError(
+                f"stage {self.name!r}: expected batch_size and accumulate >= 1, got {self.batch_size} and {self.accumulate}"
+            )
+        if self.handover not in ("keep", "reset"):
+            raise ValueError(f"stage {self.name!r}: expected handover 'keep' or 'reset', got {self.handover!r}")
+        for group in self.unfreeze:
+            if group not in self.groups:
+                hint = did_you_mean(group, self.groups)
+                raise ValueError(f"stage {self.name!r} unfreezes {group!r}, which is not one of its groups; {hint}")

@@ -1,0 +1,121 @@
+"""Laws of reading, writing and clipping video."""
+
+import numpy as np
+import pytest
+from trainers import video
+from trainers.guards import TrainingWarning
+from trainers.video import ClipSpec, Decoded, VideoError
+
+
+def noise(t=9, h=16, w=16, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (t, h, w, 3), dtype=np.uint8)
+
+
+def moving(fps, seconds=2.0, h=8, w=8):
+    """Frames whose grey value is their time: what a body at constant speed looks like to a reader."""
+    times = np.arange(round(fps * seconds)) / fps
+    frames = np.broadcast_to((times * 100).round().astype(np.uint8)[:, None, None, None], (len(times), h, w, 3))
+    return Decoded(np.ascontiguousarray(frames), times)
+
+
+def test_a_lossless_file_reads_back_bit_equal(tmp_path):
+    frames = noise()
+    path = video.write(tmp_path / "a.mp4", frames, 16, lossless=True)
+    read = video.read(path)
+    assert np.array_equal(read.frames, frames)
+    assert np.allclose(read.times_s, np.arange(9) / 16, atol=1e-4)
+
+
+def test_a_browser_file_is_yuv420p_with_even_sizes_and_close_to_what_was_written(tmp_path):
+    import av
+
+    frames = np.full((5, 7, 9, 3), 120, np.uint8)
+    frames[:, 2:5, 3:6] = (200, 40, 90)
+    path = video.write(tmp_path / "sub" / "a.mp4", frames, 29.97, scale=3)
+    with av.open(str(path)) as container:
+        context = container.streams.video[0].codec_context
+        assert (context.name, context.pix_fmt, context.width, context.height) == ("h264", "yuv420p", 28, 22)
+    read = video.read(path)
+    assert np.abs(read.frames[:, 1:20:3, 1:26:3].astype(int) - frames).mean() < 6
+    assert read.fps == pytest.approx(29.97, rel=1e-3)
+    assert [file.name for file in path.parent.iterdir()] == ["a.mp4"]
+
+
+def test_uneven_times_survive_the_file(tmp_path):
+    times = [0.0, 0.1, 0.15, 0.4, 0.5]
+    path = video.write(tmp_path / "a.mp4", noise(5), 10, lossless=True, times_s=times)
+    assert np.allclose(video.read(path).times_s, times, atol=1e-3)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_a_truncated_file_is_an_error_that_names_it(tmp_path, share):
+    whole = video.write(tmp_path / "a.mp4", noise(17, 32, 32), 16).read_bytes()
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(VideoError, match=r"cut\.mp4"):
+        video.read(cut)
+
+
+def test_a_text_file_named_mp4_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "a.mp4").write_text("not a film")
+    with pytest.raises(VideoError, match="replace it or leave it out"):
+        video.read(tmp_path / "a.mp4")
+    with pytest.raises(VideoError, match=r"none\.mp4"):
+        video.read(tmp_path / "none.mp4")
+
+
+def test_an_integer_ratio_takes_every_kth_frame():
+    decoded = moving(32)
+    cut = video.clip(decoded, ClipSpec(17, 16, 8, 8))
+    assert np.array_equal(cut.frames, decoded.frames[:34:2])
+    assert np.allclose(cut.times_s, np.arange(17) / 16)
+
+
+def test_constant_motion_has_no_acceleration_at_the_times_that_the_clip_tells():
+    decoded = moving(24)
+    with pytest.warns(TrainingWarning, match="frame spacing varies"):
+        cut = video.clip(decoded, ClipSpec(17, 16, 8, 8))
+    position = cut.times_s + 0.25  # one unit a second, seen at the frames' true times
+    t = cut.times_s
+
+    def acceleration(x, t):
+        before, after = np.diff(t)[:-1], np.diff(t)[1:]
+        return 2 * (np.diff(x)[1:] / after - np.diff(x)[:-1] / before) / (before + after)
+
+    assert np.abs(acceleration(position, t)).max() < 1e-9
+    assert np.sqrt((acceleration(position, np.arange(17) / 16) ** 2).mean()) > 5  # taken as even, it accelerates
+
+
+def test_a_clip_may_start_later_and_its_times_start_at_zero():
+    decoded = moving(16)
+    cut = video.clip(decoded, ClipSpec(5, 16, 8, 8), start_s=0.5)
+    assert np.array_equal(cut.frames, decoded.frames[8:13])
+    assert cut.times_s[0] == 0
+
+
+@pytest.mark.parametrize(("fps", "start"), [(16, 0.0), (24, 0.0), (10, 0.0), (16, 1.9)])
+def test_a_file_that_is_too_short_is_refused_not_slowed_down(fps, start):
+    with pytest.raises(ValueError, match="fewer frames or leave the file out"):
+        video.clip(moving(fps), ClipSpec(41, 16, 8, 8), start_s=start)
+
+
+def test_a_slow_file_is_refused_rather_than_repeating_frames():
+    with pytest.raises(ValueError, match="8 fps"):
+        video.clip(moving(8, 4.0), ClipSpec(17, 16, 8, 8))
+
+
+@pytest.mark.parametrize("frames", [0, 2, 16, 18])
+def test_a_frame_count_that_is_not_4n_plus_1_is_refused_with_its_neighbours(frames):
+    with pytest.raises(ValueError, match="4n"):
+        ClipSpec(frames, 16, 8, 8)
+
+
+def test_the_aspect_is_cropped_around_the_centre_and_the_area_averaged():
+    frames = np.zeros((1, 8, 16, 3), np.uint8)
+    frames[:, :, 4:12] = 100
+    frames[:, ::2, 4:12] = 50
+    cut = video.clip(Decoded(frames, np.zeros(1)), ClipSpec(1, 16, 4, 4))
+    assert cut.frames.shape == (1, 4, 4, 3)
+    assert (cut.frames == 75).all()
+    odd = video.clip(Decoded(noise(1, 37, 53), np.zeros(1)), ClipSpec(1, 16, 32, 32))
+    assert odd.frames.shape == (1, 32, 32, 3)
