@@ -2,5 +2,8 @@
 
 from importlib.metadata import version
 
-__all__ = ["__version__"]
+from physworld.clip import FPS, FRAMES, MECHANISMS, SIZE, SLOTS, SPLITS, Clip
+from physworld.simulation import simulate, simulate_many
+
+__all__ = ["FPS", "FRAMES", "MECHANISMS", "SIZE", "SLOTS", "SPLITS", "Clip", "__version__", "simulate", "simulate_many"]
 __version__ = version("physworld")

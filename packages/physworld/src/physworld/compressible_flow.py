@@ -2,9 +2,9 @@
 
     q = (rho, rho v_y, rho v_x, E),    q_t + d_y F(q) + d_x G(q) = 0,    p = (gamma - 1)(E - rho |v|^2 / 2)
 
-The air has rho = 1, p = .1 (speed of sound .37 px / frame); a blast is a disk of higher pressure at the same density. The picture
-shows both: red is log p, green and blue a ramp of rho, so frame 0 shows where the blast is. The edges let waves out: mass is
-conserved until the front leaves. Units px and frames.
+The air has rho = 1, p = .1 (speed of sound .37 px / frame); a blast is a disk of higher pressure at the same density. The
+picture shows both: red is log p, green and blue a ramp of rho, so frame 0 shows where the blast is. The edges let waves out:
+mass is conserved until the front leaves. Units px and frames.
 """
 
 from typing import Any
@@ -70,14 +70,14 @@ def caption(params: dict[str, Any]) -> str:
 
 
 def expect(words: list[str]) -> dict[str, Any]:
-    """Give what a caption's words fix: how many blasts, how strong, and where a single one starts."""
+    """Give what a caption's words fix ({} for other sentences): how many blasts, how strong, and where a single one starts."""
     text = " ".join(words)
     for level, pressure in LEVELS.items():
         for count, place in [("two", None), *(("one", p) for p in PLACES)]:
             fixed = {"scenario": "blast", "count": count, "level": level, "place": place}
             if caption(fixed) == text:
                 return fixed | {"count": COUNTS[count], "pressure": pressure}
-    raise ValueError(f"expected a caption such as 'two strong blasts spread in air', got {text!r}")
+    return {}
 
 
 def start(params: dict[str, Any]) -> Float[np.ndarray, "4 n n"]:
@@ -97,7 +97,7 @@ def pressure_of(q: Float[np.ndarray, "4 *s"]) -> Float[np.ndarray, "*s"]:
 
 
 def hll(q: Float[np.ndarray, "4 b n n"], axis: int) -> Float[np.ndarray, "4 b _ _"]:
-    """Give HLL fluxes through the faces normal to `axis` (0 is y), edges included with the outside equal to the inside."""
+    """Give HLL fluxes through the faces normal to `axis` (0 is y); outside the edges the state is that inside."""
     along = 2 + axis
     width = [(0, 0)] * 4
     width[along] = (1, 1)
@@ -159,7 +159,7 @@ def simulate_batch(params: list[dict[str, Any]], scale: int) -> list[Simulated]:
 
 
 def measure(video: Num[np.ndarray, "t h w 3"], expectation: dict[str, Any], scale: int) -> dict[str, float]:
-    """Read density and pressure back: mass while the front is inside, the front's growth, place and number of blasts."""
+    """Read density and pressure back: mass while the front is inside, its growth, place and number of blasts."""
     density, off = DENSITY.read(np.asarray(video)[..., 1:])
     log_p, _ = LOG_PRESSURE.read(np.asarray(video)[..., :1])
     mass = density.mean((1, 2), dtype=np.float64)

@@ -1,9 +1,9 @@
 """Colour ramps that a metric can read backwards: scalar field -> colours -> scalar field.
 
-A ramp is a polyline through three colours; the field runs linearly along it, `low` at the first stop and `high` at the last.
-Reading a colour back projects it on the polyline, so a colour that no field value has (a generated one) gives the nearest
-value and its distance from the polyline: `off_manifold`, in units of the full colour range, is a quality of its own.
-Values outside [low, high] saturate: choose the range so that the law stays inside. Colours are 0..255.
+A ramp is a polyline through three colours; the field runs linearly along it, `low` at the first stop and `high` at the
+last. Reading a colour back projects it on the polyline, so a colour that no field value has (a generated one) gives the
+nearest value and its distance from the polyline: `off_manifold`, in units of the full colour range, is a quality of its
+own. Values outside [low, high] saturate: choose the range so that the law stays inside. Colours are 0..255.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Num, UInt8
 from scipy import ndimage
 
 LEGIBLE_OFF_MANIFOLD = 0.16
-"""Farthest mean distance from a ramp at which a picture still counts as showing the field; uniform noise has .2 to .35 (our choice)."""
+"""Farthest mean distance from a ramp at which a picture still shows the field; uniform noise has .2-.35 (our choice)."""
 LEGIBLE_SMOOTH = 0.35
 """Least share of a field's variance that a 3 x 3 mean keeps; white noise keeps 1/9 (our choice)."""
 UNFIT = 1e3
@@ -77,19 +77,19 @@ def legible(field: Float[np.ndarray, "t h w"], off: Float[np.ndarray, "t h w"]) 
     spread = float(field.var())
     if spread < 1e-5 or float(off.mean()) > LEGIBLE_OFF_MANIFOLD:
         return False
-    smooth = ndimage.uniform_filter(field, (0, 3, 3), mode="nearest")
+    smooth = ndimage.uniform_filter1d(ndimage.uniform_filter1d(field, 3, 1, mode="nearest"), 3, 2, mode="nearest")
     return bool(smooth.var() > LEGIBLE_SMOOTH * spread)
 
 
 def blobs(mask: Bool[np.ndarray, "h w"], smallest: float) -> int:
     """Count the 8-connected components of at least `smallest` cells."""
-    labels, n = ndimage.label(mask, np.ones((3, 3)))
-    return int((np.bincount(labels.ravel(), minlength=n + 1)[1:] >= smallest).sum())
+    labels = np.asarray(ndimage.label(mask, np.ones((3, 3)))[0])  # pyright: ignore[reportIndexIssue]
+    return int((np.bincount(labels.ravel())[1:] >= smallest).sum())
 
 
 def peaks(field: Float[np.ndarray, "h w"], scale: int, *, above: float, apart: float) -> int:
     """Count the maxima that are higher than `above` and the highest within `apart` px."""
     smooth = ndimage.gaussian_filter(field, 0.7 * scale, mode="nearest")
-    size = 2 * int(round(apart * scale)) + 1
+    size = 2 * round(apart * scale) + 1
     tops = (smooth == ndimage.maximum_filter(smooth, size, mode="nearest")) & (smooth > above)
-    return int(ndimage.label(tops, np.ones((3, 3)))[1])
+    return blobs(tops, 1)
