@@ -59,6 +59,8 @@ def sample(rng: np.random.Generator, split: str) -> dict[str, Any]:
         gap = 2.5 if melts else 9.5
         if all(np.hypot(y - d[0], x - d[1]) > radius + d[2] + gap for d in disks):
             disks.append([float(y), float(x), radius])
+        else:  # a first disk in the middle leaves no room for a second
+            disks = []
     return {
         "scenario": scenario,
         "count": count,
