@@ -2,7 +2,10 @@
 
 from importlib.metadata import version
 
+from physfields import residuals
+from physfields.derivatives import Derivatives
 from physfields.grid import Grid
+from physfields.masks import erode_valid, face_mask, fill, masked_mean
 from physfields.operators import (
     advection,
     cumulative_integral,
@@ -23,25 +26,34 @@ from physfields.operators import (
     time_derivative,
     vector_laplacian,
 )
+from physfields.residuals import Residual, Scales
 from physfields.weights import fd_weights
 
 __all__ = [
+    "Derivatives",
     "Grid",
+    "Residual",
+    "Scales",
     "__version__",
     "advection",
     "cumulative_integral",
     "curl",
     "divergence",
+    "erode_valid",
     "face_difference",
+    "face_mask",
     "face_mean",
     "fd_weights",
+    "fill",
     "from_flow_xy",
     "gradient",
     "hessian",
     "jacobian",
     "laplacian",
+    "masked_mean",
     "material_derivative",
     "partial",
+    "residuals",
     "spin",
     "strain_rate",
     "tensor_divergence",

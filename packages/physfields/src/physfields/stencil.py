@@ -1,7 +1,7 @@
 """One derivative along one axis: the code path that every operator shares.
 
 Rows away from the edges share one central stencil, applied as a sum of slices; rows at the edges have stencils of their
-own (`one_sided`) or see ghost cells (all other boundaries). Coefficients are integers with one common factor, multiplied
+own (`one_sided`) or see ghost cells (all other boundaries). Coefficients are integers with a common factor, multiplied
 once at the end: the differences stay unscaled, so a constant field gives zero up to the last bit. An axis with
 coordinates uses order + m points in every row, with the weights of the true distances.
 
