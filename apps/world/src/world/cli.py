@@ -1,3 +1,224 @@
-import typer
+"""`world`: make the simulated data set, train the embedded backbone on it, look at it, measure it, ship it."""
 
-app = typer.Typer()
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
+train = typer.Typer(help="Train a part of the embedded backbone.", no_args_is_help=True)
+app.add_typer(train, name="train")
+console = Console()
+
+Out = Annotated[Path, typer.Option("--out", help="Folder (or file) to write.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe field: --set a.b=c (repeatable).")]
+Config = Annotated[Path | None, typer.Option("--config", help="Recipe YAML; the shipped one by default.")]
+Weights = Annotated[str, typer.Option("--weights", help="A backbone: 'world', or a diffusers folder.")]
+
+
+def one_thread() -> None:
+    """Use one torch thread: two OpenMP teams on two cores spin against each other and are several times slower."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Show what a user can mend as one line instead of a traceback."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except ValueError as error:
+            console.print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
+            raise typer.Exit(2) from error
+
+    return run
+
+
+@app.command()
+@plain_errors
+def make(
+    out: Out,
+    clips: Annotated[int, typer.Option(min=1, help="Clips, spread over the eight mechanisms.")] = 4000,
+    split: Annotated[str, typer.Option(help="train, val, test or ood (held-out combinations and ranges).")] = "train",
+    scale: Annotated[int, typer.Option(min=1, help="1 draws 32 pixels, 2 draws 64.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+    fields: Annotated[bool, typer.Option(help="Keep the exact fields beside each clip.")] = True,
+) -> None:
+    """Make a data set, or complete one: what stands is kept."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from world.make import make as make_clips
+
+    columns = (TextColumn("clips"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("clips", total=clips)
+        made = make_clips(
+            out,
+            clips=clips,
+            split=split,
+            scale=scale,
+            fields=fields,
+            workers=workers,
+            advance=functools.partial(progress.advance, task),
+        )
+    console.print(f"{made.written} clips written, {made.kept} kept; records in {out / 'records.jsonl'}")
+    console.print(f"look at {out}/sheet-*.png")
+
+
+@train.command("vae")
+@plain_errors
+def train_vae(
+    data: Annotated[Path, typer.Option(help="A data set of `world make`.")],
+    out: Out,
+    kind: Annotated[str, typer.Option(help="pca: fitted in seconds; wan: a tiny AutoencoderKLWan.")] = "pca",
+    minutes: Annotated[float, typer.Option(min=0.01, help="Time budget of --kind wan.")] = 45.0,
+    held_out: Annotated[int, typer.Option(min=1, help="Clips kept for the PSNR.")] = 128,
+    resume: Annotated[bool, typer.Option(help="Continue an interrupted run.")] = False,
+    overrides: Set = None,
+) -> None:
+    """Fit or train the autoencoder and report its PSNR on held-out clips."""
+    one_thread()
+    from time import perf_counter
+
+    from rich.table import Table
+
+    from trainers import load_config
+    from world import vae as autoencoder
+    from world.clips import hold_out, read_clips
+    from world.recipe import VAERecipe
+
+    if kind not in ("pca", "wan"):
+        raise ValueError(f"expected --kind pca or wan, got {kind!r}")
+    recipe = load_config(VAERecipe, None, overrides=overrides or [])
+    clips, held = hold_out(read_clips(data), held_out)
+    began = perf_counter()
+    if kind == "pca":
+        vae = autoencoder.fit_pca(clips)
+    else:
+        vae = autoencoder.train_wan(clips, recipe, out=out / "run", minutes=minutes, resume=resume)
+    report = autoencoder.measure(vae, held, kind=kind, training_clips=len(clips), seconds=perf_counter() - began)
+    autoencoder.save(vae, out, report)
+    table = Table("mechanism", "PSNR dB", title=f"{kind} autoencoder, {report.seconds:.0f} s, held-out clips")
+    for mechanism, value in report.psnr_db_by_mechanism.items():
+        table.add_row(mechanism, f"{value:.1f}")
+    table.add_row("mean", f"{report.psnr_db:.1f}", style="bold")
+    console.print(table)
+
+
+@train.command("backbone")
+@plain_errors
+def train_backbone(
+    data: Annotated[Path, typer.Option(help="A data set of `world make`.")],
+    vae: Annotated[Path, typer.Option(help="The autoencoder's folder.")],
+    out: Out,
+    minutes: Annotated[float, typer.Option(min=0.01, help="Time budget, over all resumed runs.")] = 50.0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps instead of minutes.")] = None,
+    resume: Annotated[bool, typer.Option(help="Continue an interrupted run.")] = False,
+    config: Config = None,
+    overrides: Set = None,
+) -> None:
+    """Train transformer and text encoder together; what ships is their running average."""
+    one_thread()
+    from world.backbone import train as train_it
+    from world.recipe import read_recipe
+
+    result = train_it(
+        data,
+        vae,
+        out,
+        recipe=read_recipe(config, overrides or []),
+        minutes=None if steps else minutes,
+        steps=steps,
+        resume=resume,
+    )
+    console.print(
+        f"{result.steps} steps, {result.seconds_per_step:.3f} s/step; validation loss {result.validation_loss:.4f}"
+    )
+    console.print(f"weights in {result.weights}")
+
+
+@app.command()
+@plain_errors
+def export(
+    run: Annotated[Path, typer.Option(help="A run of `world train backbone`, finished or not.")],
+    out: Out,
+    evaluation: Annotated[Path | None, typer.Option(help="JSON of `world evaluate`, quoted in the card.")] = None,
+    most_mb: Annotated[float, typer.Option(help="Refuse a larger folder.")] = 15.0,
+) -> None:
+    """Write the averaged weights as a stock diffusers folder with a model card."""
+    one_thread()
+    from world.export import export as export_it
+
+    size = export_it(run, out, evaluation=evaluation, most_mb=most_mb)
+    console.print(f"{out}: {size / 1e6:.1f} MB")
+
+
+@app.command()
+@plain_errors
+def sample(
+    out: Out,
+    weights: Weights = "world",
+    seed: Annotated[int, typer.Option(help="Seed of the first clip's noise.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Euler steps.")] = 25,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance.")] = 1.5,
+    image: Annotated[bool, typer.Option("--image", help="Give the true first frame (image to video).")] = False,
+) -> None:
+    """Draw one sample per scenario as a contact sheet."""
+    one_thread()
+    from world.evaluate import sample_sheet
+
+    console.print(str(sample_sheet(out, weights, seed=seed, steps=steps, guidance=guidance, image=image)))
+
+
+@app.command()
+@plain_errors
+def evaluate(
+    weights: Weights = "world",
+    clips: Annotated[int, typer.Option(min=1, help="Clips a mechanism.")] = 32,
+    split: Annotated[str, typer.Option(help="Split of the captions and real clips.")] = "test",
+    seed: Annotated[int, typer.Option(help="Seed of the first clip's noise.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Euler steps.")] = 25,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance.")] = 1.5,
+    out: Annotated[Path | None, typer.Option("--out", help="JSON file.")] = None,
+) -> None:
+    """Measure the law from pixels: real clips, controls, the autoencoder's floor and the backbone's samples."""
+    one_thread()
+    from world.evaluate import evaluate as evaluate_it
+    from world.evaluate import tables
+
+    result = evaluate_it(weights, clips=clips, split=split, seed=seed, steps=steps, guidance=guidance)
+    for table in tables(result):
+        console.print(table)
+    if out is None:
+        console.print_json(result.to_json())
+    else:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(result.to_json() + "\n", encoding="utf-8")
+
+
+@app.command()
+@plain_errors
+def thresholds(
+    out: Annotated[Path | None, typer.Option("--out", help="JSON file; the one in physworld by default.")] = None,
+    weights: Weights = "world",
+    clips: Annotated[int, typer.Option(min=8, help="Clips a mechanism.")] = 128,
+    split: Annotated[str, typer.Option(help="Split whose seeds set the thresholds; never the tested one.")] = "val",
+) -> None:
+    """Fit the pass thresholds to clips that went through the autoencoder: what any of its generators could reach."""
+    one_thread()
+    from world.evaluate import fit_thresholds
+
+    console.print(f"thresholds written to {fit_thresholds(weights, out, clips=clips, split=split)}")
