@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from backbones import paths
-from backbones.contract import Backbone, LatentSpec, Spec, Text, TimeSpec
+from backbones.contract import Adapter, Backbone, LatentSpec, Spec, Text, TimeSpec
 
 if TYPE_CHECKING:
     from backbones import bundle, flow, tiny
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from backbones.wan import WanBackbone
 
 __all__ = [
+    "Adapter",
     "Attached",
     "AutoencoderBlockPCA",
     "Backbone",

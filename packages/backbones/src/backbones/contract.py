@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-__all__ = ["Backbone", "LatentSpec", "Spec", "Text", "TimeSpec", "fingerprint"]
+__all__ = ["Adapter", "Backbone", "LatentSpec", "Spec", "Text", "TimeSpec", "fingerprint"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Text:
 
 @dataclass(frozen=True)
 class LatentSpec:
-    """Shape and normalisation of the latents. `stride` and `patch` are (t, y, x); the frame rule is `stride[0] n + 1`."""
+    """Shape and normalisation of the latents. `stride` and `patch` are (t, y, x)."""
 
     channels: int
     stride: tuple[int, int, int]
@@ -63,6 +63,7 @@ class LatentSpec:
 
     @property
     def frame_rule(self) -> str:
+        """Legal frame counts in words: "4n+1" for Wan."""
         return f"{self.stride[0]}n+1"
 
     def shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
@@ -166,6 +167,24 @@ class Backbone(Protocol):
         self, x_s: Float[Tensor, "b c t h w"], sigma: Float[Tensor, "b *map"], text: Text
     ) -> Float[Tensor, "b c t h w"]: ...
     def frozen(self) -> AbstractContextManager[Iterator[None] | None]: ...
+
+
+@runtime_checkable
+class Adapter(Protocol):
+    """What can be attached: an `nn.Module` whose `correction` is added to the flow velocity (`backbones.attach`).
+
+    `kind` is the name under which its class is registered in the entry-point group `physbackbones.adapters`; the class
+    also has `from_bundle(cls, bundle, backbone)`. `prepare` is called with all prompts of a batch before it is sampled,
+    `groups` names the parts that a bundle keeps. `correction` gets sigma as (b,), float32 tensors, and `text.branch`.
+    """
+
+    kind: str
+
+    def prepare(self, prompts: list[str], text: Text) -> None: ...
+    def correction(
+        self, x_s: Float[Tensor, "b c t h w"], v: Float[Tensor, "b c t h w"], sigma: Float[Tensor, " b"], text: Text
+    ) -> Float[Tensor, "b c t h w"]: ...
+    def groups(self) -> dict[str, nn.Module]: ...
 
 
 def fingerprint(value: Any) -> str:

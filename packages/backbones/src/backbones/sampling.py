@@ -19,7 +19,7 @@ __all__ = ["noise", "sample"]
 
 def noise(
     backbone: WanBackbone, seeds: Sequence[int], frames: int = 17, height: int = 32, width: int = 32
-) -> Float[Tensor, "b c t y x"]:
+) -> Float[Tensor, "b c tl hl wl"]:
     """Give standard normal latents, one seed a clip; ValueError names the nearest legal size."""
     shape = backbone.spec.latent.shape(frames, height, width)
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(int(s))) for s in seeds])
@@ -30,7 +30,7 @@ def sample(
     prompts: Sequence[str],
     *,
     seed: int | Sequence[int] | None = None,
-    noise: Float[Tensor, "b c t y x"] | None = None,  # the argument shadows the function: the contract names both so
+    noise: Float[Tensor, "b c tl hl wl"] | None = None,  # the argument shadows the function: the contract names both so
     image: Float[Tensor, "b 3 h w"] | None = None,
     frames: int = 17,
     height: int = 32,

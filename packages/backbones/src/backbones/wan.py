@@ -12,7 +12,6 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +73,13 @@ class WanBackbone:
     def device(self) -> torch.device:
         return next(self.transformer.parameters()).device
 
-    @cached_property
+    @property
     def latent_hash(self) -> str:
         """Name the space that a velocity-level adapter works in: latents, their normalisation, text width."""
         spec = self.spec.to_dict()
         return fingerprint({k: spec[k] for k in ("latent", "prediction", "text_dim")})
 
-    @cached_property
+    @property
     def config_hash(self) -> str:
         """Name the architecture and the latent space, not the weights."""
         config = {k: v for k, v in self.transformer.config.items() if not k.startswith("_")}  # pyright: ignore
@@ -169,7 +168,7 @@ class WanBackbone:
             raise RuntimeError(f"the frozen weights of {self.id} changed: digest {before} became {self.digest}")
 
     def check_words(self, prompts: list[str]) -> None:
-        """Warn, naming them, of words that a word-level vocabulary does not hold; a subword tokenizer knows every word."""
+        """Warn, naming them, of words that a word-level vocabulary lacks; a subword tokenizer lacks none."""
         tokenizer = self.pipe.tokenizer
         core = getattr(tokenizer, "backend_tokenizer", None)
         if core is None or json.loads(core.to_str())["model"]["type"] != "WordLevel":
@@ -188,7 +187,8 @@ class WanBackbone:
     def words(self) -> tuple[str, ...]:
         """The words of a closed vocabulary, without the special tokens."""
         special = set(self.pipe.tokenizer.all_special_tokens)
-        return tuple(w for w in self.pipe.tokenizer.get_vocab() if w not in special)
+        ids = self.pipe.tokenizer.get_vocab()
+        return tuple(w for w in sorted(ids, key=ids.get) if w not in special)
 
     def _expert(self, sigma: Tensor) -> Any:
         """Choose between two transformers by the noise level, as the pipeline does; one batch must stay on one side."""

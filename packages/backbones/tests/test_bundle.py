@@ -1,0 +1,142 @@
+"""Bundles: what was saved is what comes back, and only where it belongs."""
+
+import json
+from importlib.metadata import EntryPoint, EntryPoints
+
+import pytest
+import torch
+from torch import nn
+
+from backbones import WanBackbone, attach, bundle, tiny
+
+
+class Offset(nn.Module):
+    """The smallest adapter: one learned number, in a group of its own, and a group without tensors."""
+
+    kind = "offset"
+
+    def __init__(self, start):
+        super().__init__()
+        self.offset = nn.ParameterDict({"value": nn.Parameter(torch.tensor(start))})
+        self.router = nn.Identity()
+
+    @classmethod
+    def from_bundle(cls, made, backbone):
+        adapter = cls(made.config["start"])
+        for name, module in adapter.groups().items():
+            module.load_state_dict(made.tensors[name])
+        return adapter
+
+    def prepare(self, prompts, text):
+        pass
+
+    def correction(self, x_s, v, sigma, text):
+        return torch.zeros_like(v) + self.offset["value"]
+
+    def groups(self):
+        return {"offset": self.offset, "router": self.router}
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch):
+    """Register the adapter class and a shipped bundle as installed packages do."""
+
+    def entry_points(*, group, name=None):
+        entries = [
+            EntryPoint("offset", f"{__name__}:Offset", bundle.ADAPTERS),
+            EntryPoint("some", f"{__name__}:SHIPPED", bundle.SHIPPED),
+        ]
+        monkeypatch.setattr(EntryPoint, "load", lambda self: {"offset": Offset, "some": "/somewhere"}[self.name])
+        return EntryPoints(entries).select(**{"group": group, **({"name": name} if name else {})})
+
+    monkeypatch.setattr(bundle, "entry_points", entry_points)
+
+
+@pytest.fixture
+def saved(backbone, tmp_path):
+    adapter = Offset(0.0)
+    adapter.offset["value"].data.fill_(0.75)
+    state = {name: module.state_dict() for name, module in adapter.groups().items()}
+    return bundle.save(
+        tmp_path / "b",
+        kind="offset",
+        groups=state,
+        backbone=backbone,
+        config={"start": 0.0},
+        stages=[{"name": "A", "steps": 3}],
+    )
+
+
+def test_a_bundle_comes_back_as_it_was_saved(saved, backbone):
+    made = bundle.load(saved)
+    assert made.tensors == {"offset": {"value": torch.tensor(0.75)}, "router": {}}
+    assert (made.kind, made.config, made.meta["stages"]) == ("offset", {"start": 0.0}, [{"name": "A", "steps": 3}])
+    assert made.meta["backbone"]["spec"] == backbone.spec.to_dict()
+    assert sorted(p.name for p in saved.iterdir()) == ["bundle.json", "bundle.safetensors"]
+
+
+def test_a_folder_is_attached_in_one_call(saved, backbone):
+    x_s, sigma, text = torch.randn(1, 16, 2, 4, 4), torch.full((1, 8), 500.0), backbone.embed(["a ball"])
+    with torch.no_grad():
+        plain = backbone.transformer(x_s, sigma, text.features).sample
+        with attach(backbone.pipe, saved) as attached:
+            torch.testing.assert_close(backbone.transformer(x_s, sigma, text.features).sample, plain + 0.75)
+            assert isinstance(attached.adapter, Offset)
+
+
+def test_another_architecture_is_refused_and_what_differs_is_named(saved, vae, videos):
+    deeper = WanBackbone(tiny.pipeline(["a"], vae=vae, layers=3), id="deeper")
+    with pytest.raises(ValueError, match="made for tiny, not for deeper: the transformer's config differs"):
+        attach(deeper, saved)
+    narrow = WanBackbone(tiny.pipeline(["a"], vae=type(vae).fit(videos, z_dim=8), layers=2), id="narrow")
+    with pytest.raises(ValueError, match="channels 16 against 8"):
+        bundle.check(bundle.load(saved), narrow)
+
+
+def test_a_velocity_bundle_fits_every_model_of_its_latent_space(backbone, vae, videos, tmp_path):
+    folder = bundle.save(tmp_path, kind="offset", groups={}, backbone=backbone, config={}, requires="latent")
+    made = bundle.load(folder)
+    deeper = WanBackbone(tiny.pipeline(["a"], vae=vae, layers=3), id="deeper")
+    with pytest.warns(UserWarning, match="trained on other weights"):
+        bundle.check(made, deeper)
+    narrow = WanBackbone(tiny.pipeline(["a"], vae=type(vae).fit(videos, z_dim=8), layers=2), id="narrow")
+    with pytest.raises(ValueError, match="channels 16 against 8"):
+        bundle.check(made, narrow)
+
+
+def test_other_weights_of_the_same_architecture_draw_a_warning(saved, vae, backbone):
+    other = WanBackbone(tiny.pipeline(backbone.words, vae=vae, layers=2, seed=9), id="other")
+    with pytest.warns(UserWarning, match="trained on other weights"):
+        bundle.check(bundle.load(saved), other)
+
+
+def test_an_unknown_kind_is_answered_with_the_install_line(backbone, tmp_path):
+    folder = bundle.save(tmp_path, kind="pilates", groups={}, backbone=backbone, config={})
+    with pytest.raises(ValueError, match="uv pip install pilates"):
+        attach(backbone, folder)
+
+
+def test_damaged_and_foreign_folders_are_refused(saved, tmp_path):
+    with pytest.raises(ValueError, match=r"without bundle\.json and bundle\.safetensors"):
+        bundle.load(tmp_path)
+    tensors = saved / "bundle.safetensors"
+    content = tensors.read_bytes()
+    tensors.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ValueError, match="copy the bundle again"):
+        bundle.load(saved)
+    tensors.write_bytes(content)
+    meta = json.loads((saved / "bundle.json").read_text())
+    (saved / "bundle.json").write_text(json.dumps({**meta, "format": 99}))
+    with pytest.raises(ValueError, match="format 1, got 99"):
+        bundle.load(saved)
+
+
+def test_a_group_name_with_a_dot_is_refused(backbone, tmp_path):
+    with pytest.raises(ValueError, match=r"without dots, got 'a\.b'"):
+        bundle.save(tmp_path, kind="offset", groups={"a.b": {}}, backbone=backbone, config={})
+
+
+def test_shipped_bundles_are_found_by_name():
+    assert str(bundle.shipped("some")) == "/somewhere"
+    with pytest.raises(ValueError, match="no installed package ships a bundle 'other'; shipped are: some"):
+        bundle.shipped("other")

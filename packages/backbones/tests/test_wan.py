@@ -1,0 +1,165 @@
+"""The Wan backbone against the stock pipeline that it wraps."""
+
+import pytest
+import torch
+from diffusers import WanPipeline
+
+from backbones import Backbone, Text, WanBackbone, load, noise, paths, sample, tiny
+from backbones.loading import save
+
+
+def test_the_tiny_wan_keeps_the_contract(backbone):
+    assert isinstance(backbone, Backbone)
+    assert isinstance(backbone.pipe, WanPipeline)
+    assert backbone.spec.latent.frame_rule == "4n+1"
+    assert backbone.spec.per_token_time
+
+
+def test_latent_times_are_the_centres_of_the_frames_that_latents_cover(backbone):
+    assert backbone.spec.time.latent_times(17).tolist() == [0, 0.625, 1.625, 2.625, 3.625]
+
+
+def test_x0_and_eps_come_back_from_the_noised_sample():
+    x0, eps, sigma = torch.randn(3, 2, 4), torch.randn(3, 2, 4), torch.tensor([0.1, 0.5, 1.0])
+    x_s, v = paths.noise(x0, eps, sigma), paths.target(x0, eps)
+    torch.testing.assert_close(paths.to_x0(x_s, v, sigma), x0)
+    torch.testing.assert_close(paths.to_eps(x_s, v, sigma), eps)
+
+
+def test_text_is_what_the_pipeline_embeds(backbone):
+    prompts = ["a large blue ball", "A red ball is thrown."]
+    text = backbone.embed(prompts)
+    stock, _ = backbone.pipe.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=32)
+    assert torch.equal(text.features, stock)
+    assert text.mask.sum(1).tolist() == [5, 6]  # words and </s>; the full stop is dropped
+    assert not text.features[~text.mask].any()
+
+
+def test_words_outside_the_vocabulary_are_named(backbone):
+    with pytest.warns(UserWarning, match="green, sphere"):
+        backbone.embed(["a green sphere", "a red ball"])
+    with pytest.warns(UserWarning, match="purple"):
+        sample(backbone, ["a purple ball"], seed=0, steps=1, frames=1, height=16, width=16)
+
+
+def test_uniform_per_token_timesteps_equal_one_timestep(backbone):
+    x_s, text = torch.randn(2, 16, 5, 8, 8), backbone.embed(["a ball", "a red ball"])
+    sigma = torch.tensor([0.3, 0.9])
+    with torch.no_grad():
+        per_token = backbone.predict(x_s, sigma, text)
+        one = backbone.transformer(x_s, 1000 * sigma, text.features, return_dict=False)[0]
+        grid = backbone.predict(x_s, sigma[:, None, None, None].expand(-1, 5, 4, 4), text)
+    torch.testing.assert_close(per_token, one, atol=1e-6, rtol=1e-6)
+    assert torch.equal(grid, per_token)
+
+
+def test_one_euler_step_of_the_pipeline_is_the_predicted_velocity(backbone):
+    start, text = noise(backbone, [5]), backbone.embed(["a ball"])
+    with torch.no_grad():
+        v = backbone.predict(start, torch.tensor([1.0]), text)
+        out = backbone.pipe(
+            "a ball",
+            latents=start,
+            height=32,
+            width=32,
+            num_frames=17,
+            num_inference_steps=1,
+            guidance_scale=1.0,
+            max_sequence_length=32,
+            output_type="latent",
+        ).frames
+    torch.testing.assert_close(out, paths.to_x0(start, v, torch.tensor([1.0])))
+
+
+def test_the_noise_of_a_clip_does_not_depend_on_its_batch(backbone):
+    both, alone = noise(backbone, [3, 4]), noise(backbone, [4])
+    assert torch.equal(both[1:], alone)
+    prompts = ["a ball", "a red ball"]
+    videos = sample(backbone, prompts, seed=3, steps=2)
+    single = sample(backbone, prompts[1:], noise=alone, steps=2)
+    cut = sample(backbone, prompts, seed=[3, 4], steps=2, batch_size=1)
+    torch.testing.assert_close(videos[1:], single, atol=1e-5, rtol=0)
+    assert torch.equal(cut[1:], single)
+
+
+def test_a_first_frame_is_kept(backbone, video):
+    first = video[:2, :, 0]
+    clips = sample(backbone, ["a ball", "a red ball"], seed=0, steps=2, image=first)
+    kept = backbone.decode(backbone.encode(first[:, :, None]))[:, :, 0]
+    torch.testing.assert_close(clips[:, :, 0], kept, atol=1e-5, rtol=0)
+    assert clips.shape == (2, 3, 17, 32, 32)
+
+
+def test_sampling_wants_a_seed_or_noise_of_the_right_shape(backbone):
+    with pytest.raises(ValueError, match="either `seed` or `noise`"):
+        sample(backbone, ["a ball"])
+    with pytest.raises(ValueError, match="Use 13 or 17 frames"):
+        sample(backbone, ["a ball"], seed=0, frames=15)
+    with pytest.raises(ValueError, match="multiple of 8, got 30"):
+        sample(backbone, ["a ball"], seed=0, height=30)
+    with pytest.raises(ValueError, match="expected noise of shape"):
+        sample(backbone, ["a ball", "a ball"], seed=[1])
+
+
+def test_a_saved_backbone_is_the_same_after_loading(backbone, tmp_path):
+    save(backbone, tmp_path / "b", id="saved")
+    again = load(tmp_path / "b")
+    assert again.id == "saved"
+    assert again.words == backbone.words
+    assert (again.config_hash, again.digest) == (backbone.config_hash, backbone.digest)
+    start = noise(backbone, [1])
+    assert torch.equal(*(sample(b, ["a red ball"], noise=start, steps=2) for b in (backbone, again)))
+
+
+def test_what_cannot_be_loaded_is_named(tmp_path):
+    with pytest.raises(ValueError, match="model_index"):
+        load(tmp_path)
+
+
+def test_a_transformer_too_narrow_for_its_tokens_is_refused():
+    with pytest.raises(ValueError, match=r">= 2 \* channels \* patch volume = 128, got 96"):
+        tiny.pipeline(["a"], heads=3)
+
+
+def test_building_a_tiny_model_leaves_the_callers_random_state_alone():
+    before = torch.random.get_rng_state()
+    tiny.pipeline(["a"], layers=1)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_frozen_weights_that_change_are_noticed(backbone):
+    weight = backbone.transformer.proj_out.weight
+    with backbone.frozen():
+        assert not weight.requires_grad
+    assert weight.requires_grad
+    with pytest.raises(RuntimeError, match="frozen weights of tiny changed"), backbone.frozen():
+        weight.data.add_(1)
+
+
+def test_config_hash_names_the_architecture_and_digest_the_weights(backbone, vae):
+    other = WanBackbone(tiny.pipeline(["a"], vae=vae, layers=2, seed=2))
+    deeper = WanBackbone(tiny.pipeline(["a"], vae=vae, layers=3, seed=2))
+    assert other.config_hash == backbone.config_hash
+    assert other.digest != backbone.digest
+    assert deeper.config_hash != backbone.config_hash
+    assert deeper.latent_hash == backbone.latent_hash
+
+
+def test_two_transformers_are_chosen_by_the_noise_level(vae):
+    pipe = tiny.pipeline(["a"], vae=vae, layers=1)
+    low = tiny.transformer(16, layers=1)
+    pipe.register_modules(transformer_2=low)
+    pipe.register_to_config(boundary_ratio=0.8)
+    backbone = WanBackbone(pipe)
+    x_s, text = torch.randn(1, 16, 1, 4, 4), backbone.embed(["a"])
+    with torch.no_grad():
+        v = backbone.predict(x_s, torch.tensor([0.5]), text)
+        torch.testing.assert_close(v, low(x_s, torch.tensor([500.0]), text.features).sample, atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="one side of the boundary"):
+        backbone.predict(x_s.expand(2, -1, -1, -1, -1), torch.tensor([0.5, 0.9]), text[[0, 0]])
+
+
+def test_text_keeps_its_mask_when_cut():
+    text = Text.of(torch.tensor([[[1.0], [0.0]], [[2.0], [3.0]]]))
+    assert text[1:].mask.tolist() == [[True, True]]
+    assert len(text) == 2
