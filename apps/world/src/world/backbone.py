@@ -1,7 +1,7 @@
 """Training of the embedded backbone: a tiny Wan transformer and its text encoder, together, on latents held in memory.
 
-One line from a data set to weights: encode every clip once, build the stock pipeline around the autoencoder, minimise the flow
-loss of `world.objective` with `trainers.fit`, average the weights. The run's folder holds
+One line from a data set to weights: encode every clip once, build the stock pipeline around the autoencoder, minimise
+the flow loss of `world.objective` with `trainers.fit`, average the weights. The run's folder holds
 
 ```
 recipe.yaml  vae/  latents.safetensors  checkpoints/   what a resumed run needs

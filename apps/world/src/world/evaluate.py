@@ -1,14 +1,14 @@
 """Measure the backbone: what share of its clips obeys the law, between a floor above and negative controls below.
 
-Sources, all for the same captions: `real` (held-out simulations), `vae` (the same through the autoencoder: the best that any of its
-generators can do), `static`, `reversed` and `shuffled` (the controls: a metric that passes them measures nothing, except where a
-law runs backwards just as well), and `base`, the backbone's samples. Two numbers a mechanism: the share of clips that pass every
-gate, and the continuous score, 0 for shuffled frames and 1 for the autoencoder's floor.
+Sources, all for the same captions: `real` (held-out simulations), `vae` (the same through the autoencoder: the best
+that any of its generators can do), `static`, `reversed` and `shuffled` (the controls: a metric that passes them
+measures nothing, except where a law runs backwards just as well), and `base`, the backbone's samples. Two numbers a
+mechanism: the share of clips that pass every gate, and the continuous score, 0 for shuffled frames and 1 for the
+autoencoder's floor.
 """
 
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`passes[mechanism][source]` and `scores[mechanism][source]` in [0, 1]; `medians` of each measure for the reader."""
+    """`passes[mechanism][source]` and `scores[...]` in [0, 1]; `medians` of each measure for the reader."""
 
     weights: str
     split: str
@@ -170,7 +170,7 @@ def fit_thresholds(weights: str, out: Path | None, *, clips: int, split: str) ->
     path = out or Path(physworld.__file__).parent / "thresholds.json"
     temporary = path.with_name(path.name + ".tmp")
     thresholds.save(temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)
     return path
 
 

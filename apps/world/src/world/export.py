@@ -1,4 +1,4 @@
-"""Ship a run: averaged weights in diffusers layout, a model card that says what it is and cannot do, a size that is kept."""
+"""Ship a run: averaged weights in diffusers layout, a card that says what they cannot do, a size that is kept."""
 
 import json
 import os
@@ -20,9 +20,9 @@ tags: [simulated-physics, wan, tiny]
 ---
 # world: a tiny Wan for the simulated physics world
 
-A `WanPipeline` of stock classes, small enough to train on one CPU core, for trying physics adapters end to end. 17 frames of
-32 x 32 pixels, eight mechanisms, {words} words. Transformer and text encoder have {parameters:,} parameters, the autoencoder
-{vae_parameters:,}.
+A `WanPipeline` of stock classes, small enough to train on one CPU core, for trying physics adapters end to end. 17
+frames of 32 x 32 pixels, eight mechanisms, {words} words. Transformer and text encoder have {parameters:,}
+parameters, the autoencoder {vae_parameters:,}.
 
 ```python
 import backbones
@@ -34,7 +34,7 @@ video = backbones.sample(world, ["a large blue ball is thrown to the left"], see
 |---|---|
 | data | {clips:,} simulated clips of `physworld` (train split), {held} more held out |
 | autoencoder | {vae_kind}, {vae_psnr:.1f} dB on held-out clips, {vae_seconds:.0f} s |
-| training | {steps:,} steps of {batch}, {seconds:,.0f} s, flow matching as TI2V (half the samples with a clean prefix), averaged weights |
+| training | {steps:,} steps of {batch}, {seconds:,.0f} s, flow matching as TI2V, weights averaged |
 | hardware | {hardware} |
 | validation loss | {validation} (text to video, fixed clips and noise) |
 
@@ -46,9 +46,9 @@ Made with
 ```
 {evaluation}
 ## What it cannot do
-It knows the captions of `physworld` and no other word; a prompt outside them gets a warning. It is far from physically plausible:
-balls jump against gravity, one of two balls may vanish or change its colour, ink is not conserved. That is its use: there is room
-for an adapter to show something. Nothing measured on it carries over to large models.
+It knows the captions of `physworld` and no other word; a prompt outside them gets a warning. It is far from physically
+plausible: balls jump against gravity, one of two balls may vanish or change its colour, ink is not conserved. That is
+its use: there is room for an adapter to show something. Nothing measured on it carries over to large models.
 """
 
 COMMANDS = """\
@@ -76,6 +76,8 @@ def export(run: Path, out: Path, *, evaluation: Path | None = None, most_mb: flo
     part = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     shutil.copytree(weights, part)
     (part / "README.md").write_text(card(run, weights, evaluation), encoding="utf-8")
+    for file in part.rglob("*"):
+        file.chmod(0o755 if file.is_dir() else 0o644)  # diffusers writes weights for their owner alone
     if out.exists():
         shutil.rmtree(out)
     part.replace(out)
@@ -117,8 +119,8 @@ def _quote(result: dict[str, Any]) -> str:
     lines = [
         "",
         "## Measured",
-        f"Share of clips that pass every test of their law, {result['clips']} captions a mechanism of the {result['split']} split, "
-        f"{result['steps']} Euler steps, guidance {result['guidance']}:",
+        f"Share of clips that pass every test of their law, {result['clips']} captions a mechanism of the "
+        f"{result['split']} split, {result['steps']} Euler steps, guidance {result['guidance']}:",
         "",
         "| | " + " | ".join(sources) + " |",
         "|---" * (len(sources) + 1) + "|",

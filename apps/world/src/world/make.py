@@ -1,4 +1,4 @@
-"""A simulated data set on disk: clips, exact fields, captions and labels, in a folder that any trainer of the project reads.
+"""A simulated data set on disk: clips, exact fields, captions, labels, in a folder that any trainer here can read.
 
 ```
 DIR/dataset.json                    split, scale and whether fields are kept: what a resumed run must agree with
@@ -8,13 +8,13 @@ DIR/fields/<mechanism>/<id>.npz     `<slot>` float16 (t, h, w, components) and `
 DIR/sheet-<mechanism>.png           what a person looks at
 ```
 
-Clips are spread evenly over the eight mechanisms with seeds 0, 1, 2, ...; the same call makes the same files. Every file appears
-by rename, and a record is written only after its files, so that a killed run is continued by the same command.
+Clips are spread evenly over the eight mechanisms with seeds 0, 1, 2, ...; the same call makes the same files. Every
+file appears by rename, and a record is written only after its files, so that a killed run is continued by the same
+command.
 """
 
 import json
 import multiprocessing
-import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from physworld import MECHANISMS, Clip
 from world.sheet import save_sheet
 
 SEEDS_PER_JOB = 25
-"""Seeds simulated together: large enough for the batched solvers, small enough to lose little when killed (our choice)."""
+"""Seeds simulated together: enough for the batched solvers, few enough to lose little when killed (our choice)."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def _write_fields(path: Path, clip: Clip) -> None:
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
         np.savez_compressed(file, **clip.fields, **valid)  # pyright: ignore[reportArgumentType]
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:
@@ -226,4 +226,4 @@ def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:
 def _replace(path: Path, content: bytes) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(content)
-    os.replace(temporary, path)
+    temporary.replace(path)

@@ -1,8 +1,8 @@
 """The flow-matching objective of an image- and text-conditioned world: x_s = (1 - s) x_0 + s eps, target v = eps - x_0.
 
-TI2V in one network: each latent frame has its own noise level. The first `p` frames of a sample may be given clean (sigma 0):
-then they are the condition, and their velocity is left out of the loss. p = 0 is text-to-video, p = 1 image-to-video, more is
-video continuation.
+TI2V in one network: each latent frame has its own noise level. The first `p` frames of a sample may be given clean
+(sigma 0): then they are the condition, and their velocity is left out of the loss. p = 0 is text-to-video, p = 1
+image-to-video, more is video continuation.
 
 References: Wan 2.2's per-token timesteps (`expand_timesteps` in diffusers' WanPipeline).
 """

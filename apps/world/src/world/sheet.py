@@ -3,7 +3,6 @@
 Pixels stay squares, because at 32 pixels the eye would otherwise read an interpolation's blur as the model's.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,7 +42,7 @@ def save_sheet(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     figure.savefig(temporary, format="png")
-    os.replace(temporary, path)
+    temporary.replace(path)
     return path
 
 

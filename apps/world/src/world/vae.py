@@ -1,8 +1,8 @@
 """The world's autoencoder: block PCA (fitted in seconds, linear) or a tiny Wan VAE (trained within a time budget).
 
-Both are diffusers folders behind one interface: 16 channels, stride (4, 4, 4), frame 0 alone and then groups of four, with
-`latents_mean` and `latents_std` in their config. What is reported is the PSNR on clips that neither saw, by mechanism, because
-the mean hides that thin or fast things (a rod, a shock) cost most.
+Both are diffusers folders behind one interface: 16 channels, stride (4, 4, 4), frame 0 alone and then groups of four,
+with `latents_mean` and `latents_std` in their config. What is reported is the PSNR on clips that neither saw, by
+mechanism, because the mean hides that thin or fast things (a rod, a shock) cost most.
 """
 
 import json
@@ -94,7 +94,7 @@ def train_wan(
 
     def loss(batch: dict[str, Tensor], progress: Any) -> dict[str, Tensor]:
         video = to_signed(batch["video"].numpy())
-        posterior = vae.encode(video).latent_dist
+        posterior: Any = vae.encode(video, return_dict=False)[0]
         noise = torch.randn(posterior.mean.shape, generator=progress.generator)
         error = vae.decode(posterior.mean + posterior.std * noise, return_dict=False)[0] - video
         return {
