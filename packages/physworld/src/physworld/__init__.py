@@ -2,8 +2,23 @@
 
 from importlib.metadata import version
 
+from physworld import captions, controls, metrics
 from physworld.clip import FPS, FRAMES, MECHANISMS, SIZE, SLOTS, SPLITS, Clip
 from physworld.simulation import simulate, simulate_many
 
-__all__ = ["FPS", "FRAMES", "MECHANISMS", "SIZE", "SLOTS", "SPLITS", "Clip", "__version__", "simulate", "simulate_many"]
+__all__ = [
+    "FPS",
+    "FRAMES",
+    "MECHANISMS",
+    "SIZE",
+    "SLOTS",
+    "SPLITS",
+    "Clip",
+    "__version__",
+    "captions",
+    "controls",
+    "metrics",
+    "simulate",
+    "simulate_many",
+]
 __version__ = version("physworld")

@@ -9,9 +9,12 @@ frames; impulse is m dv in px^2 px/frame. Held out for OOD: yellow hits purple, 
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, UInt8
 
 from physworld import disk
 from physworld.clip import FRAMES, SIZE
+from physworld.ramp import UNFIT
+from physworld.track import LEAST_FRAMES, dominant, follow
 
 SCENARIOS = ("bounces", "sticks")
 RADIUS = {"small": (2.5, 3.1), "large": (3.9, 4.6)}  # px; our choice
@@ -20,6 +23,15 @@ HELD_OUT_CLOSING = (0.75, 0.95)  # slower: faster balls leave the picture
 CONTACT = (4.0, 10.0)  # frames
 OFFSET = 0.45  # largest impact parameter as a share of r1 + r2 (bounces); our choice
 LEAST_SPEED = 0.35  # a ball that "moves" moves at least this fast before contact, px/frame; our choice
+LEAST_CLOSING = 0.25  # closing speed below which no collision is seen, px/frame; our choice
+TOUCH = 0.8  # balls this near to touching are in contact, px; our choice
+RULE = {
+    "low": ("line_rms_px", "mom_relerr", "rest_err", "overlap_px", "area_cv", "off_manifold"),
+    "flags": ("valid", "contact", "dir_ok"),
+    "motion": "motion_px",
+    "at_least": {"perm": 0.75},
+    "tolerance": {"overlap_px": 0.3, "mom_relerr": 0.02, "rest_err": 0.02},
+}
 
 
 def sample(rng: np.random.Generator, split: str) -> dict[str, Any]:
@@ -126,3 +138,71 @@ def expect(words: list[str]) -> dict[str, Any]:
     if directions:
         expected["direction"] = directions[0]
     return expected
+
+
+def measure(video: UInt8[np.ndarray, "t h w 3"], expectation: dict[str, Any], scale: int) -> dict[str, float]:
+    """Follow both balls, fit straight lines before and after the best break, and read momentum and restitution off them.
+
+    m is the pixel area. `contact` says whether the balls touch at the break; restitution is that of the normal velocity for
+    balls that should bounce, and the whole velocity left between them, over the closing speed, for those that should stick.
+    """
+    colours = expectation.get("colours") or (dominant(video), next(n for n in disk.NAMES if n != dominant(video)))
+    balls, off = follow(video, colours, scale)
+    both = balls[0].seen & balls[1].seen
+    valid = all(ball.fits for ball in balls) and both.sum() >= LEAST_FRAMES
+    found = {
+        "valid": float(valid),
+        "perm": min(ball.perm for ball in balls),
+        "area_cv": max(ball.area_cv for ball in balls),
+        "off_manifold": off,
+    }
+    unfit = dict.fromkeys(("line_rms_px", "mom_relerr", "rest_err", "overlap_px"), UNFIT)
+    unfit |= {"contact": 0.0, "dir_ok": 0.0, "motion_px": 0.0}
+    if not valid:
+        return found | unfit
+    t = np.arange(len(video))[both].astype(float)
+    track = np.stack([ball.position[both] for ball in balls], 1)
+    rms, k, before, after = _break(t, track)
+    mass = np.array([np.median(ball.area[ball.seen]) for ball in balls])
+    reach = balls[0].radius + balls[1].radius
+    u, v = before[1], after[1]  # (ball, (y, x)), px/frame
+    moment = np.linspace(t[k] - 0.25, t[k + 1] + 0.25, 31)[:, None]  # the contact lies between two frames
+    apart = (before[0][1] - before[0][0]) + moment * (u[1] - u[0])
+    distance = np.linalg.norm(apart, axis=-1)
+    touch = int(np.abs(distance - reach).argmin())
+    normal = apart[touch] / max(distance[touch], 1e-6)
+    closing = float((u[0] - u[1]) @ normal)
+    sticks = expectation.get("scenario") == "sticks"
+    left = float(np.linalg.norm(v[1] - v[0])) if sticks else float((v[1] - v[0]) @ normal)
+    flow = float((mass * np.linalg.norm(u, axis=-1)).sum())
+    wanted = {"left": -1.0, "right": 1.0}.get(expectation.get("direction", ""), np.sign(u[0, 1]))
+    gaps = np.linalg.norm(track[:, 1] - track[:, 0], axis=-1) - reach
+    return found | {
+        "line_rms_px": rms,
+        "mom_relerr": float(np.linalg.norm((mass[:, None] * (v - u)).sum(0)) / max(flow, 1e-6)),
+        "rest_err": abs(left / closing - (0.0 if sticks else 1.0)) if closing > LEAST_CLOSING else UNFIT,
+        "overlap_px": float(max(-gaps.min(), 0.0)),
+        "contact": float(abs(distance[touch] - reach) < TOUCH),
+        "dir_ok": float(wanted * u[0, 1] > 0.5 * LEAST_SPEED),
+        "motion_px": max(ball.spread for ball in balls),
+    }
+
+
+def _break(
+    t: Float[np.ndarray, " n"], track: Float[np.ndarray, "n 2 2"]
+) -> tuple[float, int, Float[np.ndarray, "2 2 2"], Float[np.ndarray, "2 2 2"]]:
+    """The best cut k into two straight motions: rms residual (px), k, and for each side (value at t = 0, velocity) by ball."""
+
+    def line(part: slice) -> tuple[float, np.ndarray]:
+        basis = np.stack([np.ones_like(t[part]), t[part]], 1)
+        flat = track[part].reshape(-1, 4)
+        solution = np.linalg.lstsq(basis, flat, rcond=None)[0]
+        return float(((basis @ solution - flat) ** 2).sum()), solution.reshape(2, 2, 2)
+
+    best: tuple[float, int, np.ndarray, np.ndarray] | None = None
+    for k in range(2, len(t) - 3):  # three frames on each side at least
+        (e0, before), (e1, after) = line(slice(0, k + 1)), line(slice(k + 1, None))
+        if best is None or e0 + e1 < best[0]:
+            best = (e0 + e1, k, before, after)
+    assert best is not None
+    return float(np.sqrt(best[0] / (2 * len(t)))), *best[1:]

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float16, Num, UInt8
 
 from physworld.clip import FRAMES, SIZE
-from physworld.ramp import UNFIT, Ramp, legible, peaks, pixels, pool
+from physworld.ramp import UNFIT, Ramp, legible, peaks, pixels, pool, scatter
 
 Simulated = tuple[
     UInt8[np.ndarray, "t h w 3"], dict[str, Float16[np.ndarray, "t h w _"]], dict[str, Bool[np.ndarray, "t h w"]]
@@ -54,11 +54,7 @@ def sample(rng: np.random.Generator, split: str) -> dict[str, Any]:
         params["place"] = str(rng.choice(list(PLACES)))
         centres = [[float(rng.uniform(11, 21)), float(rng.uniform(*PLACES[params["place"]]))]]
     else:
-        centres = []
-        while len(centres) < 2:
-            centres = rng.uniform(9.5, 22.5, (2, 2)).tolist()
-            if np.hypot(centres[0][0] - centres[1][0], centres[0][1] - centres[1][1]) < 8.5:
-                centres = []
+        centres = scatter(rng, 2, low=9.5, high=22.5, apart=8.5).tolist()
     return params | {"centres": centres, "radii": rng.uniform(2.0, 2.7, len(centres)).tolist()}
 
 

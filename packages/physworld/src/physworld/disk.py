@@ -55,7 +55,9 @@ def boxes(
 
 
 def paint(
-    coverage: Float32[np.ndarray, "t n h w"], colours: Num[np.ndarray, "n 3"], background: tuple[int, int, int] = BACKGROUND
+    coverage: Float32[np.ndarray, "t n h w"],
+    colours: Num[np.ndarray, "n 3"],
+    background: tuple[int, int, int] = BACKGROUND,
 ) -> UInt8[np.ndarray, "t h w 3"]:
     """Mix n colours over the background; a later shape lies on top of an earlier one."""
     t, n, h, w = coverage.shape

@@ -10,12 +10,17 @@ coordinates, which linear elasticity does not tell from the deformed ones. Units
 Held out for OOD: yellow + left (plucked or swinging sideways: "left and right"), and stiffness between the levels, unnamed.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, UInt8
+from scipy import optimize
 
 from physworld import disk
 from physworld.clip import FRAMES, SIZE
+from physworld.ramp import UNFIT
+from physworld.track import FOREIGN, dominant, follow, outside
 
 SCENARIOS = ("lattice", "spring")
 BEADS = 4  # beads a side
@@ -30,6 +35,14 @@ SWING = (4.5, 7.0)  # amplitude of the ball, px; our choice
 RADIUS = (3.2, 4.2)
 ROD_HALF_WIDTH = 0.9
 UNNAMED = 0.15  # share of captions that leave the stiffness out; our choice
+LEAST_TREMBLE = 0.2  # motion of the most weakly plucked block: rms over beads and frames, px
+RULE = {
+    "low": ("law_rms_px", "rate_relerr", "area_cv", "off_manifold"),
+    "flags": ("valid", "dir_ok"),
+    "motion": "motion",
+    "at_least": {"perm": 0.75},
+    "tolerance": {"rate_relerr": 0.1},
+}
 
 _AXES = {"left": (1, -1.0), "right": (1, 1.0), "up": (0, -1.0), "down": (0, 1.0)}
 
@@ -195,3 +208,118 @@ def expect(words: list[str]) -> dict[str, Any]:
     expected |= {"colour": word for word in words if word in disk.NAMES}
     expected |= {parameter: bounds for level, bounds in levels.items() if level in words}
     return expected
+
+
+def measure(video: UInt8[np.ndarray, "t h w 3"], expectation: dict[str, Any], scale: int) -> dict[str, float]:
+    """Fit the law of the caption's scenario: one c for all modes of the beads, or one sinusoid for the ball.
+
+    Both scenarios report the same names: `law_rms_px` (residual of the fit), `rate` (c in px/frame, or the period in frames),
+    `rate_relerr` (distance from the caption's range), `motion` (in units of the weakest motion that the world simulates).
+    """
+    colour = expectation.get("colour") or dominant(video)
+    if expectation.get("scenario") == "spring":
+        return _measure_spring(video, colour, expectation, scale)
+    return _measure_lattice(video, colour, expectation, scale)
+
+
+def _unfit(valid: bool, perm: float, area_cv: float, off: float) -> dict[str, float]:
+    known = {"valid": float(valid), "perm": perm, "area_cv": area_cv, "off_manifold": off}
+    return known | {"law_rms_px": UNFIT, "rate": 0.0, "rate_relerr": UNFIT, "dir_ok": 0.0, "motion": 0.0}
+
+
+def _measure_spring(video: np.ndarray, colour: str, expectation: dict[str, Any], scale: int) -> dict[str, float]:
+    (ball,), off = follow(video, [colour], scale, rod=True)
+    found = _unfit(ball.fits, ball.perm, ball.area_cv, off)
+    if not ball.fits:
+        return found
+    component = 0 if expectation.get("direction") == "up" else 1
+    t = np.arange(len(video))[ball.seen].astype(float)
+    at = ball.position[ball.seen]
+    along, across = at[:, component], at[:, 1 - component]
+
+    def misfit(period: float) -> float:
+        turn = 2 * np.pi / period * t
+        basis = np.stack([np.ones_like(t), np.cos(turn), np.sin(turn)], 1)
+        return float(((basis @ np.linalg.lstsq(basis, along, rcond=None)[0] - along) ** 2).mean())
+
+    grid = 1.0 / np.linspace(1 / 22.0, 1 / 4.0, 120)
+    period, error = _refine(misfit, grid)
+    named = expectation.get("period", (PERIOD["stiff"][0], PERIOD["soft"][1]))
+    return found | {
+        "law_rms_px": float(np.sqrt(error + across.var())),
+        "rate": period,
+        "rate_relerr": outside(period, named),
+        "dir_ok": float(along.std() > 2 * across.std() and along.std() > 0.5),
+        "motion": float(along.std() / (SWING[0] / np.sqrt(2.0))),
+    }
+
+
+def _measure_lattice(video: np.ndarray, colour: str, expectation: dict[str, Any], scale: int) -> dict[str, float]:
+    cover, residual = disk.unmix(video, disk.rgb(colour))
+    off = float(residual.mean())
+    share = cover[:, 0] * (residual < FOREIGN)
+    share = np.where(share > 0.04, share, 0.0)
+    mass, moved = _beads(share, scale)
+    typical = float(np.median(mass))
+    fair = np.abs(mass - typical) <= 0.5 * typical if typical > 0 else np.zeros_like(mass, bool)
+    valid = 0.3 < typical / (np.pi * BEAD_RADIUS**2) < 2.0 and fair.mean() > 0.5
+    found = _unfit(valid, float(fair.mean()), float(mass.std() / mass.mean()) if mass.any() else UNFIT, off)
+    if not valid:
+        return found
+    moved = np.where(fair[..., None], moved, 0.0)
+    rest = (np.arange(BEADS) + 1) * SIZE / (BEADS + 1)
+    to_modes = np.linalg.inv(np.sin(rest[:, None] * np.arange(1, MODES + 1) * np.pi / SIZE))
+    modes = np.einsum("iy,tyxc,jx->tijc", to_modes, moved.reshape(-1, BEADS, BEADS, 2), to_modes)
+    t = np.arange(len(video))
+    k = _wavenumbers()
+    weight = ((BEADS + 1) / (2 * BEADS)) ** 2  # mean square over the beads of a mode of amplitude 1
+
+    def misfit(c: float) -> float:
+        turn = np.moveaxis(c * k[None] * t[:, None, None], 0, -1)
+        basis = np.stack([np.cos(turn), np.sin(turn)], -1)  # (i, j, t, 2)
+        values = np.moveaxis(modes, 0, 2)  # (i, j, t, component)
+        gram = np.swapaxes(basis, -1, -2) @ basis + 1e-9 * np.eye(2)
+        error = values - basis @ np.linalg.solve(gram, np.swapaxes(basis, -1, -2) @ values)
+        return float(weight * (error**2).sum() / len(t))
+
+    c, error = _refine(misfit, np.linspace(0.7, 4.5, 96))
+    named = expectation.get("c", (SPEED["soft"][0], SPEED["stiff"][1]))
+    component, sign = _AXES.get(expectation.get("direction", ""), (0, 0.0))
+    start = moved[0].mean(0)
+    return found | {
+        "law_rms_px": float(np.sqrt(error)),
+        "rate": c,
+        "rate_relerr": outside(c, named),
+        "dir_ok": float(sign == 0.0 or sign * start[component] > 2 * abs(start[1 - component])),
+        "motion": float(np.sqrt(((moved - moved.mean(0)) ** 2).sum(-1).mean()) / LEAST_TREMBLE),
+    }
+
+
+def _beads(share: Float[np.ndarray, "t h w"], scale: int) -> tuple[np.ndarray, np.ndarray]:
+    """Area (t, beads) and displacement (t, beads, (y, x)) of each bead, px: the centroid of a window that follows the bead."""
+    axis = disk.pixel_centres(scale).astype(float)
+    rest = (np.arange(BEADS) + 1) * SIZE / (BEADS + 1)
+    grid = np.stack(np.meshgrid(rest, rest, indexing="ij"), -1).reshape(-1, 2)
+    at = np.repeat(grid[None], len(share), 0)
+    mass = np.zeros(at.shape[:2])
+    for half in (3.2, 2.6, 2.6):  # half a spacing first, then close around the bead, so that no neighbour leaks in
+        wy = np.clip(scale * (half - np.abs(axis - at[..., 0, None])) + 0.5, 0.0, 1.0)
+        wx = np.clip(scale * (half - np.abs(axis - at[..., 1, None])) + 0.5, 0.0, 1.0)
+        rows = np.einsum("thw,tbw->tbh", share, wx)
+        mass = np.einsum("tbh,tbh->tb", rows, wy)
+        y = np.einsum("tbh,tbh,h->tb", rows, wy, axis)
+        x = np.einsum("thw,tbh,tbw,w->tb", share, wy, wx, axis, optimize=["einsum_path", (0, 1), (0, 1), (0, 1)])
+        centre = np.stack([y, x], -1) / np.maximum(mass, 1e-9)[..., None]
+        at = np.where(mass[..., None] > 1e-6, centre, at)
+    return mass / scale**2, at - grid
+
+
+def _refine(misfit: Callable[[float], float], grid: Float[np.ndarray, " n"]) -> tuple[float, float]:
+    """The best grid value, then a bounded search between its neighbours: (value, least misfit)."""
+    errors = [misfit(float(value)) for value in grid]
+    best = int(np.argmin(errors))
+    low, high = sorted((float(grid[max(best - 1, 0)]), float(grid[min(best + 1, len(grid) - 1)])))
+    found = optimize.minimize_scalar(misfit, bounds=(low, high), method="bounded")
+    value = float(found.x)  # pyright: ignore[reportAttributeAccessIssue]
+    error = misfit(value)
+    return (value, error) if error <= errors[best] else (float(grid[best]), errors[best])

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Float16, Num, UInt8
 from scipy import ndimage
 
 from physworld.clip import FRAMES, SIZE
-from physworld.ramp import UNFIT, Ramp, blobs, legible, peaks, pixels, pool
+from physworld.ramp import UNFIT, Ramp, blobs, legible, peaks, pixels, pool, scatter
 from physworld.thermal import to_modes, to_plate, wavenumbers
 
 Simulated = tuple[
@@ -63,12 +63,8 @@ def sample(rng: np.random.Generator, split: str) -> dict[str, Any]:
             "start": start,
             "width": float(rng.uniform(1.2, 1.6)),
         }
-    drops: list[list[float]] = []
-    while len(drops) < COUNTS[count]:
-        y, x = rng.uniform(7, SIZE - 7, 2)
-        if all(np.hypot(y - d[0], x - d[1]) > 10 for d in drops):
-            drops.append([float(y), float(x), float(rng.uniform(1.6, 2.2))])
-    return params | {"drops": drops}
+    places = scatter(rng, COUNTS[count], low=7, high=SIZE - 7, apart=10)
+    return params | {"drops": [[float(y), float(x), float(rng.uniform(1.6, 2.2))] for y, x in places]}
 
 
 def caption(params: dict[str, Any]) -> str:

@@ -2,11 +2,10 @@
 
 H < 0 is ice at T = H, 0..1 is ice turning to water at T = 0 (latent heat 1), H > 1 is water at T = H - 1. The molten
 share phi = clip(H, 0, 1) is the phase field: **phi = 1 is molten**. Melting: ice at 0 in warm water. Growing: disks whose
-core is held cold, in water at 0. D = 1 px^2 / frame, edges insulated; the rate is set by the temperature of the water (of
-the core), in units of latent heat over heat capacity.
+core is held cold, in water at 0. D = 1 px^2 / frame, edges insulated; the rate is set by the temperature of the water
+(of the core), in units of latent heat over heat capacity.
 """
 
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from jaxtyping import Bool, Float, Float16, Num, UInt8
 from scipy import ndimage
 
 from physworld.clip import FRAMES, SIZE
-from physworld.ramp import UNFIT, Ramp, blobs, legible, pixels, pool
+from physworld.ramp import UNFIT, Ramp, blobs, legible, pixels, pool, scatter
 
 Simulated = tuple[
     UInt8[np.ndarray, "t h w 3"], dict[str, Float16[np.ndarray, "t h w _"]], dict[str, Bool[np.ndarray, "t h w"]]
@@ -49,18 +48,11 @@ def sample(rng: np.random.Generator, split: str) -> dict[str, Any]:
     if ood == "range":
         level = "very " + level
     melts = scenario == "melt"
-    disks: list[list[float]] = []
-    while len(disks) < COUNTS[count]:
-        radius = float(
-            rng.uniform(5, 8) if melts and count == "one" else rng.uniform(4, 6) if melts else rng.uniform(2.5, 4)
-        )
-        room = radius + (1.5 if melts else 5)
-        y, x = rng.uniform(room, SIZE - room, 2)
-        gap = 2.5 if melts else 9.5
-        if all(np.hypot(y - d[0], x - d[1]) > radius + d[2] + gap for d in disks):
-            disks.append([float(y), float(x), radius])
-        else:  # a first disk in the middle leaves no room for a second
-            disks = []
+    bounds = ((5, 8) if count == "one" else (4, 6)) if melts else ((2.5, 4) if count == "one" else (2.5, 3))
+    radii = rng.uniform(*bounds, COUNTS[count])
+    room, gap = radii.max() + (1.5 if melts else 5), 2.5 if melts else 9
+    places = scatter(rng, COUNTS[count], low=room, high=SIZE - room, apart=radii.sum() + gap)
+    disks = np.column_stack([places, radii]).tolist()
     return {
         "scenario": scenario,
         "count": count,
@@ -80,7 +72,7 @@ def caption(params: dict[str, Any]) -> str:
 
 
 def expect(words: list[str]) -> dict[str, Any]:
-    """Give what a caption's words fix ({} for other sentences): melt or grow, how many disks, the driving temperature."""
+    """Give what a caption's words fix ({} for other sentences): melt or grow, how many disks, the drive."""
     text = " ".join(words)
     for scenario in SCENARIOS:
         for count in COUNTS:
@@ -123,7 +115,10 @@ def conduct(enthalpy: Float[np.ndarray, "b n n"], held: Bool[np.ndarray, "b n n"
 def simulate_batch(params: list[dict[str, Any]], scale: int) -> list[Simulated]:
     """Simulate ice: video, molten share (phase) and temperature, both meaningful everywhere."""
     enthalpy, held = heat_content(params)
-    states = np.stack(list(accumulate(range(FRAMES - 1), lambda h, _: conduct(h, held), initial=enthalpy)), 1)
+    history = np.empty((FRAMES, *enthalpy.shape), np.float32)
+    for t in range(FRAMES):
+        history[t] = enthalpy = enthalpy if t == 0 else conduct(enthalpy, held)
+    states = np.moveaxis(history, 0, 1)
     phi = pool(np.clip(states, 0, 1), CELLS // scale)
     warmth = pool(np.minimum(states, 0) + np.maximum(states - 1, 0), CELLS // scale)
     everywhere = np.ones(phi.shape[1:], bool)

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Num, UInt8
 from scipy import ndimage
 
 LEGIBLE_OFF_MANIFOLD = 0.16
-"""Farthest mean distance from a ramp at which a picture still shows the field; uniform noise has .2-.35 (our choice)."""
+"""Farthest mean distance from a ramp at which a picture still shows the field; uniform noise: .2-.35 (our choice)."""
 LEGIBLE_SMOOTH = 0.35
 """Least share of a field's variance that a 3 x 3 mean keeps; white noise keeps 1/9 (our choice)."""
 UNFIT = 1e3
@@ -79,6 +79,15 @@ def legible(field: Float[np.ndarray, "t h w"], off: Float[np.ndarray, "t h w"]) 
         return False
     smooth = ndimage.uniform_filter1d(ndimage.uniform_filter1d(field, 3, 1, mode="nearest"), 3, 2, mode="nearest")
     return bool(smooth.var() > LEGIBLE_SMOOTH * spread)
+
+
+def scatter(rng: np.random.Generator, n: int, *, low: float, high: float, apart: float) -> Float[np.ndarray, "n 2"]:
+    """Draw n points (y, x) in a square, all at least `apart` px from one another: whole sets are drawn until one fits."""
+    while True:
+        points = rng.uniform(low, high, (n, 2))
+        distances = np.linalg.norm(points[:, None] - points, axis=-1)[np.triu_indices(n, 1)]
+        if (distances >= apart).all():
+            return points
 
 
 def blobs(mask: Bool[np.ndarray, "h w"], smallest: float) -> int:

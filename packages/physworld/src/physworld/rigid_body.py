@@ -8,9 +8,12 @@ between the two levels, which no caption names.
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from physworld import disk
 from physworld.clip import FRAMES, SIZE
+from physworld.ramp import UNFIT
+from physworld.track import dominant, follow, outside
 
 SCENARIOS = ("thrown",)
 GRAVITY = {"weak": (0.04, 0.07), "strong": (0.13, 0.18)}  # px/frame^2; our choice
@@ -18,6 +21,14 @@ HELD_OUT_GRAVITY = (0.09, 0.11)
 RADIUS = {"small": (2.3, 2.9), "large": (3.9, 4.7)}  # px; our choice
 SPEED = (0.7, 1.35)  # horizontal, px/frame; our choice
 UNNAMED = 0.25  # share of captions without gravity; our choice
+LEAST_SPEED = 0.1  # slowest horizontal motion that has a direction, px/frame; our choice
+RULE = {
+    "low": ("traj_rms_px", "g_relerr", "area_cv", "off_manifold"),
+    "flags": ("valid", "dir_ok"),
+    "motion": "motion_px",
+    "at_least": {"perm": 0.75},
+    "tolerance": {"g_relerr": 0.1},
+}
 
 
 def sample(rng: np.random.Generator, split: str) -> dict[str, Any]:
@@ -99,3 +110,35 @@ def expect(words: list[str]) -> dict[str, Any]:
         if level in words:
             expected["g"] = bounds
     return expected
+
+
+def measure(video: UInt8[np.ndarray, "t h w 3"], expectation: dict[str, Any], scale: int) -> dict[str, float]:
+    """Follow the ball and fit x linear, y quadratic: residual, gravity against the caption's range, direction, size."""
+    colour = expectation.get("colour") or dominant(video)
+    (ball,), off = follow(video, [colour], scale)
+    found = {"valid": float(ball.fits), "perm": ball.perm, "area_cv": ball.area_cv, "off_manifold": off}
+    if not ball.fits:
+        return found | {
+            "traj_rms_px": UNFIT,
+            "g": 0.0,
+            "g_relerr": UNFIT,
+            "dir_ok": 0.0,
+            "size_ok": 0.0,
+            "motion_px": 0.0,
+        }
+    t = np.arange(len(video))[ball.seen]
+    y, x = ball.position[ball.seen].T
+    along, down = np.polynomial.Polynomial.fit(t, x, 1), np.polynomial.Polynomial.fit(t, y, 2)
+    rms = float(np.sqrt(((along(t) - x) ** 2 + (down(t) - y) ** 2).mean()))
+    g = float(down.deriv(2)(0.0))
+    vx = float(along.deriv(1)(0.0))
+    wanted = {"left": -1.0, "right": 1.0}.get(expectation.get("direction", ""), np.sign(vx))
+    size = "small" if ball.radius < 0.5 * (RADIUS["small"][1] + RADIUS["large"][0]) else "large"
+    return found | {
+        "traj_rms_px": rms,
+        "g": g,
+        "g_relerr": outside(g, expectation.get("g", (GRAVITY["weak"][0], GRAVITY["strong"][1]))),
+        "dir_ok": float(wanted * vx > LEAST_SPEED),
+        "size_ok": float(expectation.get("size", size) == size),
+        "motion_px": ball.spread,
+    }

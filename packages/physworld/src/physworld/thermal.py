@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Float16, Num, UInt8
 from scipy import fft, ndimage, optimize
 
 from physworld.clip import FRAMES, SIZE
-from physworld.ramp import UNFIT, Ramp, legible, peaks, pixels
+from physworld.ramp import UNFIT, Ramp, legible, peaks, pixels, scatter
 
 Simulated = tuple[
     UInt8[np.ndarray, "t h w 3"], dict[str, Float16[np.ndarray, "t h w _"]], dict[str, Bool[np.ndarray, "t h w"]]
@@ -40,11 +40,8 @@ def sample(rng: np.random.Generator, split: str) -> dict[str, Any]:
             break
     if ood == "range":
         level = "very " + level
-    spots: list[list[float]] = []
-    while len(spots) < COUNTS[count]:
-        y, x = rng.uniform(5, SIZE - 5, 2)
-        if all(np.hypot(y - s[0], x - s[1]) > 11 for s in spots):
-            spots.append([float(y), float(x), float(rng.uniform(1.8, 2.8)), float(rng.uniform(0.7, 1.0))])
+    places = scatter(rng, COUNTS[count], low=5, high=SIZE - 5, apart=11)
+    spots = [[float(y), float(x), float(rng.uniform(1.8, 2.8)), float(rng.uniform(0.7, 1.0))] for y, x in places]
     return {"scenario": "spots", "count": count, "level": level, "D": LEVELS[level], "spots": spots, "ood": ood}
 
 

@@ -1,0 +1,188 @@
+"""Physical plausibility from pixels alone: read the fields back, fit the law, gate the result. No learned judge.
+
+`measure` gives a mechanism's figures for one video; `Thresholds` turns them into the gated pass (every "low" figure under 1.5 x
+the 95 % quantile of its floor, the motion gate at 30 % of the floor's median motion, flags and shares as the mechanism's RULE
+says) and into a continuous score. Conservation laws hold trivially for a still picture: without the motion gate they mean
+nothing. A law that cannot be fitted gives a large finite figure and `valid` 0, never an exception.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from physworld.captions import Expectation, parse
+from physworld.clip import MECHANISMS, SIZE, Clip
+from physworld.controls import shuffled
+from physworld.mechanism import module
+from physworld.ramp import UNFIT
+from physworld.simulation import simulate_many
+
+Measures = dict[str, float]
+QUANTILE = 0.95
+SLACK = 1.5
+MOTION_SHARE = 0.3
+INFORMATIVE = 1.2
+"""A figure whose shuffled median is not above this multiple of its floor says nothing about time: it stays out of the score."""
+LEAST_FRAMES = 9
+
+
+def measure(what: str | Clip | Expectation, video: Any, scale: int | None = None) -> Measures:
+    """The law's figures for a video that should show `what`: a caption, a clip (its caption counts) or an expectation.
+
+    `video`: uint8 (t, h, w, 3), or float in [-1, 1] as (t, h, w, 3), (3, t, h, w) or (1, 3, t, h, w); numpy or anything that
+    `np.asarray` takes. 32, 64, ... px square; `scale` is checked against the size where it is given.
+    """
+    expectation = what if isinstance(what, Expectation) else parse(what.caption if isinstance(what, Clip) else what)
+    if expectation is None:
+        raise ValueError(f"expected a caption of this world (physworld.captions.VOCABULARY), got {what!r}")
+    frames = as_frames(video)
+    if frames.shape[1] != frames.shape[2] or frames.shape[1] % SIZE or len(frames) < LEAST_FRAMES:
+        raise ValueError(
+            f"expected at least {LEAST_FRAMES} square frames of 32, 64, ... px, got {frames.shape[:3]}; resize or crop the video"
+        )
+    drawn = frames.shape[1] // SIZE
+    if scale is not None and scale != drawn:
+        raise ValueError(f"expected {SIZE * scale} px at scale {scale}, got {frames.shape[1]} px (scale {drawn})")
+    return module(expectation.mechanism).measure(frames, expectation.parameters, drawn)
+
+
+def as_frames(video: Any) -> np.ndarray:
+    """Any accepted video as uint8 (t, h, w, 3); what is not a number becomes middle grey, what is out of range is clipped."""
+    array = np.asarray(video)
+    if array.ndim == 5 and array.shape[0] == 1:
+        array = array[0]
+    if array.ndim == 4 and array.shape[-1] != 3 and array.shape[0] == 3:
+        array = np.moveaxis(array, 0, -1)
+    if array.ndim != 4 or array.shape[-1] != 3:
+        raise ValueError(f"expected one video (t, h, w, 3) or (3, t, h, w), got shape {np.asarray(video).shape}")
+    if array.dtype == np.uint8:
+        return array
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(f"expected uint8 or float in [-1, 1], got {array.dtype}")
+    array = np.nan_to_num(array.astype(np.float32), nan=0.0, posinf=1.0, neginf=-1.0)
+    return np.rint(np.clip(array * 0.5 + 0.5, 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The limit of one "low" figure, and the medians of its floor and of shuffled videos."""
+
+    limit: float
+    floor: float
+    shuffled: float
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Limits by mechanism and figure, and the least motion by mechanism."""
+
+    limits: Mapping[str, Mapping[str, Limit]]
+    motion: Mapping[str, float]
+
+    @classmethod
+    def fit(
+        cls, floor: Mapping[str, Iterable[Measures]], mixed: Mapping[str, Iterable[Measures]] | None = None
+    ) -> "Thresholds":
+        """Limits from the figures of real clips (or of what a generator's autoencoder makes of them), by mechanism.
+
+        `mixed`: figures of the same clips with shuffled frames; without them `score` counts the gate's motion and flags only.
+        """
+        limits: dict[str, dict[str, Limit]] = {}
+        motion: dict[str, float] = {}
+        for mechanism, measures in floor.items():
+            real = list(measures)
+            if not real:
+                raise ValueError(f"expected figures of at least one clip of {mechanism}, got none")
+            other = list((mixed or {}).get(mechanism, ()))
+            rule = module(mechanism).RULE
+            limits[mechanism] = {}
+            for name in rule["low"]:
+                values = [m[name] for m in real]
+                middle = float(np.median(values))
+                limits[mechanism][name] = Limit(
+                    limit=max(SLACK * float(np.quantile(values, QUANTILE)), rule.get("tolerance", {}).get(name, 1e-3)),
+                    floor=middle,
+                    shuffled=float(np.median(fitted)) if (fitted := _fitted(other, name)) else middle,
+                )
+            motion[mechanism] = MOTION_SHARE * float(np.median([m[rule["motion"]] for m in real]))
+        return cls(limits, motion)
+
+    def why_not(self, mechanism: str, measures: Measures) -> list[str]:
+        """The gates that a video fails; empty for one that passes."""
+        if mechanism not in self.limits:
+            raise ValueError(
+                f"expected thresholds for {mechanism}, got {', '.join(self.limits)}; fit them with this mechanism"
+            )
+        rule = module(mechanism).RULE
+        failed = [name for name, limit in self.limits[mechanism].items() if not measures[name] <= limit.limit]
+        failed += [name for name in rule["flags"] if measures[name] < 1.0]
+        failed += [name for name, least in rule["at_least"].items() if measures[name] < least]
+        if not measures[rule["motion"]] >= self.motion[mechanism]:
+            failed.append(rule["motion"])
+        return failed
+
+    def passes(self, mechanism: str, measures: Measures) -> bool:
+        """The gated pass of one video."""
+        return not self.why_not(mechanism, measures)
+
+    def score(self, mechanism: str, measures: Measures) -> float:
+        """Continuous score in [0, 1]: mean of clip((shuffled - x) / (shuffled - floor), 0, 1), x the figures that shuffling
+        raises, times the share of the motion gate that is reached; 0 where the law could not be read.
+        """
+        rule = module(mechanism).RULE
+        if measures["valid"] < 1.0:
+            return 0.0
+        gate = self.motion[mechanism]
+        moving = min(measures[rule["motion"]] / gate, 1.0) if gate > 0 else 1.0
+        parts = [
+            float(np.clip((limit.shuffled - measures[name]) / (limit.shuffled - limit.floor), 0.0, 1.0))
+            for name, limit in self.limits[mechanism].items()
+            if limit.shuffled > INFORMATIVE * limit.floor + 1e-9
+        ]
+        parts += [float(measures[name] >= 1.0) for name in rule["flags"] if name != "valid"]
+        return float(max(moving, 0.0) * np.mean(parts)) if parts else float(max(moving, 0.0))
+
+    @classmethod
+    def of_world(
+        cls, seeds: Sequence[int], *, mechanisms: Sequence[str] = MECHANISMS, split: str = "val", scale: int = 1
+    ) -> "Thresholds":
+        """Limits of real clips: what 8-bit colours and edges cost, without any generator."""
+        floor: dict[str, list[Measures]] = {}
+        mixed: dict[str, list[Measures]] = {}
+        for mechanism in mechanisms:
+            clips = simulate_many(mechanism, seeds, split=split, scale=scale)
+            floor[mechanism] = [measure(clip, clip.video) for clip in clips]
+            mixed[mechanism] = [measure(clip, shuffled(clip.video, clip.seed)) for clip in clips]
+        return cls.fit(floor, mixed)
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON (the file appears whole or not at all)."""
+        path = Path(path)
+        part = path.with_name(path.name + ".part")
+        content = {
+            "limits": {m: {name: asdict(limit) for name, limit in by.items()} for m, by in self.limits.items()},
+            "motion": dict(self.motion),
+        }
+        part.write_text(json.dumps(content, indent=1) + "\n")
+        os.replace(part, path)
+
+    @classmethod
+    def load(cls, path: str | Path | None = None) -> "Thresholds":
+        """Read thresholds; without a path the shipped ones, fitted on real clips of the validation split."""
+        text = Path(path).read_text() if path is not None else (files("physworld") / "thresholds.json").read_text()
+        content = json.loads(text)
+        return cls(
+            {m: {name: Limit(**limit) for name, limit in by.items()} for m, by in content["limits"].items()},
+            content["motion"],
+        )
+
+
+def _fitted(measures: Iterable[Measures], name: str) -> list[float]:
+    """The values of a figure where its law could be fitted at all."""
+    return [m[name] for m in measures if m[name] < UNFIT]
