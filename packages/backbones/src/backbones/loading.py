@@ -25,10 +25,10 @@ def load(name_or_path: str | Path, *, device: str = "cpu", dtype: torch.dtype | 
     """Load `"world"`, a diffusers folder or a hub id; ValueError with the remedy when there is nothing to load."""
     embedded = Path(str(files("backbones"))) / "weights"
     folder = embedded / str(name_or_path)
-    if str(name_or_path) == "world" and not (folder / "model_index.json").is_file():
+    if name_or_path == "world" and not (folder / "model_index.json").is_file():
         raise ValueError(
             f"the embedded backbone 'world' is not in this installation ({folder} holds no model_index.json)."
-            " Train it and put it there with `uv run world train --ship`."
+            " Train it with `uv run world train backbone` and put it there with `uv run world export`."
         )
     if not (folder / "model_index.json").is_file():
         folder = Path(name_or_path)
