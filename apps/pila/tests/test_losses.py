@@ -1,0 +1,117 @@
+"""Laws of the losses: eligibility, weights, masks, and what a perfect recovery costs."""
+
+from dataclasses import replace
+
+import physfields as pf
+import pytest
+import torch
+
+from pila import losses
+from pila.bank import PHASES
+
+B = 4
+
+
+@pytest.fixture
+def anatomy(trained, backbone):
+    g = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        text = backbone.embed(["two balls collide"] * B)
+    x_s, v = torch.randn(2, B, 16, 5, 8, 8, generator=g)
+    labels = torch.eye(8)[[0, 2, 5, 7]]
+    return trained.anatomy(x_s, v, torch.full((B,), 0.3), text, labels), labels
+
+
+def test_flow_matching_is_zero_on_the_target():
+    v = torch.randn(2, 16, 5, 8, 8)
+    assert losses.flow_matching(v, v) == 0
+    assert losses.flow_matching(v + 2, v) == pytest.approx(4.0)
+
+
+def test_a_velocity_equal_to_the_flow_costs_nothing_and_its_displacement_is_consistent(trained, anatomy):
+    a, _ = anatomy
+    grid = trained.grid(5)
+    terms = losses.observe(a.recovered, a.recovered.fields["velocity"], grid, trained.recipe.observe)
+    assert terms["velocity"] == pytest.approx(1e-3, rel=1e-3)  # the root of Charbonnier's 1e-6
+    assert terms["strain"] == pytest.approx(0.5e-3, rel=1e-3)
+    assert terms["kinematic"] < 1e-5
+    swapped = losses.observe(a.recovered, a.recovered.fields["velocity"].flip(1), grid, trained.recipe.observe)
+    assert swapped["velocity"] > 10 * terms["velocity"]
+
+
+def test_clips_without_labels_owe_no_physics(trained, anatomy):
+    a, labels = anatomy
+    none = losses.physics(a, torch.zeros_like(labels), trained.grid(5), trained, trained.recipe, blend=0.5)
+    some = losses.physics(a, labels, trained.grid(5), trained, trained.recipe, blend=0.5)
+    assert none == 0 and some > 0
+
+
+def test_physics_is_a_mean_over_clips_and_a_weighted_mean_over_experts(trained, anatomy, make_recipe):
+    a, labels = anatomy
+    recipe = make_recipe("physics.adaptive=false")
+    one = torch.zeros_like(labels)
+    one[1] = labels[1]
+    grid = trained.grid(5)
+    whole = losses.physics(a, labels, grid, trained, recipe, blend=0.0)
+    parts = []
+    for n in range(B):
+        mine = torch.zeros_like(labels)
+        mine[n] = labels[n]
+        parts.append(losses.physics(a, mine, grid, trained, recipe, blend=0.0))
+    assert whole == pytest.approx(float(sum(parts)), rel=1e-5)
+
+
+def test_each_family_contributes_and_none_is_zero(trained, anatomy, make_recipe):
+    a, labels = anatomy
+    grid = trained.grid(5)
+
+    def value(families: str) -> float:
+        recipe = make_recipe("physics.adaptive=false", f"physics.families={families}")
+        return float(losses.physics(a, labels, grid, trained, recipe, blend=0.0))
+
+    parts = [value(f"[{family}]") for family in ("pde_anchor", "kinematic", "closure", "stabilizer")]
+    assert all(part > 0 for part in parts)
+    assert value("[pde_anchor, kinematic, closure, stabilizer]") == pytest.approx(sum(parts), rel=1e-5)
+    assert value("[]") == 0
+
+
+def test_adaptive_weights_balance_the_terms_of_an_expert(trained):
+    per_term = torch.tensor([[1.0, 4.0], [3.0, 4.0]])
+    physics = trained.recipe.physics
+    w = losses._weights(per_term, torch.tensor([8, 9]), trained.operators, physics)
+    assert w.mean() == pytest.approx(1.0) and w[0] / w[1] == pytest.approx(2.0, rel=1e-4)
+    assert trained.operators.mean_square[8:10].tolist() == [2.0, 4.0]
+    losses._weights(10 * per_term, torch.tensor([8, 9]), trained.operators, physics)
+    assert trained.operators.mean_square[8] == pytest.approx(0.98 * 2 + 0.02 * 20)
+
+
+@pytest.mark.parametrize(("phase", "count"), list(zip(PHASES, [3, 4, 6, 7, 8], strict=True)))
+def test_each_phase_of_recovery_adds_its_equations(trained, anatomy, phase, count):
+    a, _ = anatomy
+    _, recovered = trained.recover(a.x0, torch.full((B,), 0.3), phase=phase)
+    terms = losses.recover(recovered, a.x0, torch.ones(B, 8), trained.grid(5), phase, trained.recipe)
+    assert len(terms) == count and all(torch.isfinite(t) for t in terms.values())
+    core = losses.recover(recovered, a.x0, torch.zeros(B, 8), trained.grid(5), phase, trained.recipe)
+    assert set(core) == set(losses.RECOVERY["core"])  # unlabelled clips answer the observable equations alone
+
+
+def test_a_residual_reaches_the_head_of_the_field_it_is_about(trained, anatomy):
+    a, labels = anatomy
+    _, recovered = trained.recover(a.x0, torch.full((B,), 0.3), phase="wave")
+    terms = losses.recover(recovered, a.x0, labels, trained.grid(5), "wave", trained.recipe)
+    terms["optical.wave_propagation"].backward()
+    assert trained.afe.wave.out.weight.grad.abs().max() > 0
+    assert trained.afe.impulse.out.weight.grad is None
+
+
+def test_random_fields_have_physics_of_the_order_of_one(trained, anatomy):
+    a, labels = anatomy
+    loud = replace(a, recovered=replace(a.recovered, bank=1e3 * a.recovered.bank))
+    grid = trained.grid(5)
+    plain = losses.physics(a, labels, grid, trained, trained.recipe, blend=0.0)
+    scaled = losses.physics(loud, labels, grid, trained, trained.recipe, blend=0.0)
+    assert 0.1 < plain < 30 and 0.1 < scaled < 30  # relative residuals: a thousand times larger fields, the same size
+
+
+def test_the_grid_of_a_clip_has_the_times_of_its_latents(trained):
+    assert trained.grid(5) == pf.Grid.from_latent_times([0.0, 0.625, 1.625, 2.625, 3.625])

@@ -1,0 +1,153 @@
+"""Laws of the training: stages move exactly their groups, every ablation runs, a killed run resumes bit for bit."""
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from backbones import attach, bundle, sample
+from trainers import NonFiniteLoss, fit
+
+from pila.train import fresh, save_bundle, stages, train
+
+ABLATIONS = {
+    "plain adapter": ["adapter=plain"],
+    "w/o flow correction": ["correct=none"],
+    "encoder only": ["correct=encoder_only"],
+    "w/o AFE": ["anchors.mode=scaffold"],
+    "w/o MoE operator": ["routing.operators=shared"],
+    "w/o residuals": ["couple.physics_weight=0"],
+    "w/o PDE anchors": ["physics.families=[kinematic, closure, stabilizer]"],
+    "w/o kinematic residuals": ["physics.families=[pde_anchor, closure, stabilizer]"],
+    "w/o closures": ["physics.families=[pde_anchor, kinematic, stabilizer]"],
+    "w/o stabilisers": ["physics.families=[pde_anchor, kinematic, closure]"],
+    "w/o expert routing": ["routing.mode=uniform"],
+    "w/o kinematic anchor": ["anchors.mode=free_kinematics"],
+    "w/o staged recovery": ["recover.phases=[wave]", "recover.steps=5"],
+    "proxy only": ["physics.proxy_only=true"],
+    "random labels": ["data.labels=random"],
+    **{f"k = {k}": [f"routing.k={k}"] for k in range(9)},
+}
+
+
+def state(adapter) -> dict[str, torch.Tensor]:
+    return {f"{g}.{n}": t.clone() for g, m in adapter.groups().items() for n, t in m.state_dict().items()}
+
+
+def test_a_stage_moves_exactly_its_groups(backbone, data, make_recipe, tmp_path):
+    recipe = make_recipe()
+    adapter = fresh(recipe, backbone)
+    digest = backbone.digest
+    for i, stage in enumerate(stages(recipe, adapter, backbone, data)):
+        before = state(adapter)
+        fit([stage], adapter.groups(), out=tmp_path / str(i), quiet=True)
+        after = state(adapter)
+        moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+        assert moved == set(stage.groups), stage.name
+    assert backbone.digest == digest
+
+
+def test_the_encoder_is_still_during_its_frozen_steps(backbone, data, make_recipe, tmp_path):
+    recipe = make_recipe("observe.steps=0", "recover.steps=0", "couple.encoder_frozen=3")
+    adapter = fresh(recipe, backbone)
+    before = state(adapter)
+    fit(stages(recipe, adapter, backbone, data), adapter.groups(), out=tmp_path, quiet=True)
+    after = state(adapter)
+    assert all(torch.equal(before[n], after[n]) for n in before if n.startswith("encoder."))
+    assert not torch.equal(before["decoder.out.weight"], after["decoder.out.weight"])
+
+
+def test_the_stages_are_the_papers(backbone, data, make_recipe):
+    recipe = make_recipe()
+    plan = stages(recipe, fresh(recipe, backbone), backbone, data)
+    assert [s.name for s in plan] == [
+        "observe-0-0.3",
+        "observe-0-0.6",
+        "observe-0-1",
+        "recover-core",
+        "recover-phase",
+        "recover-temperature",
+        "recover-impulse",
+        "recover-wave",
+        "couple",
+    ]
+    assert sum(s.length.steps for s in plan) == recipe.steps == 14
+    control = stages(make_recipe("adapter=plain"), fresh(recipe, backbone), backbone, data)
+    assert [s.length.steps for s in control] == [recipe.steps]
+
+
+def test_the_control_is_the_same_network(backbone, make_recipe):
+    pila, plain = (fresh(make_recipe(f"adapter={kind}"), backbone) for kind in ("pila", "plain"))
+    assert {n: t.shape for n, t in state(pila).items()} == {n: t.shape for n, t in state(plain).items()}
+    assert all(torch.equal(a, b) for a, b in zip(state(pila).values(), state(plain).values(), strict=True))
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_every_ablation_builds_and_trains(name, backbone, data, make_recipe, tmp_path):
+    recipe = make_recipe("observe.steps=1", "couple.steps=1", "couple.encoder_frozen=0", *ABLATIONS[name])
+    adapter, result = train(recipe, backbone, data, out=tmp_path, quiet=True)
+    assert result.global_step == recipe.steps
+    assert all(torch.isfinite(t).all() for t in state(adapter).values())
+
+
+def test_a_trained_bundle_comes_back_equal_and_changes_the_video(backbone, data, make_recipe, tmp_path):
+    adapter, _ = train(make_recipe(), backbone, data, out=tmp_path, quiet=True)
+    loaded = bundle.build(bundle.load(tmp_path / "bundle"), backbone)
+    assert all(torch.equal(a, b) for a, b in zip(state(adapter).values(), state(loaded).values(), strict=True))
+    base = sample(backbone, ["two balls collide"], seed=1, steps=2)
+    with attach(backbone, tmp_path / "bundle"):
+        assert not torch.equal(sample(backbone, ["two balls collide"], seed=1, steps=2), base)
+
+
+def test_a_bundle_for_another_latent_space_is_refused(backbone, make_recipe, tmp_path):
+    from backbones import WanBackbone, tiny
+
+    save_bundle(fresh(make_recipe(), backbone), backbone, tmp_path)
+    other = WanBackbone(tiny.pipeline(["a"], layers=1, ffn_dim=64, text_dim=32, text_length=8), id="other")
+    with pytest.raises(ValueError, match="text_dim 16 against 32"):
+        bundle.build(bundle.load(tmp_path), other)
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(backbone, data, make_recipe, tmp_path):
+    recipe = make_recipe()
+    adapter = fresh(recipe, backbone)
+    plan = stages(recipe, adapter, backbone, data)
+    fit(plan[:1], adapter.groups(), out=tmp_path, save_every=1, quiet=True)
+    adapter.afe.velocity.weight.data.fill_(float("nan"))
+    broken = stages(recipe, adapter, backbone, data)[:1]
+    with pytest.raises(NonFiniteLoss):
+        fit(broken, adapter.groups(), out=tmp_path / "second", save_every=1, quiet=True)
+    assert (tmp_path / "checkpoints" / "step-00000002").is_dir()
+
+
+def test_an_unknown_stage_is_refused(backbone, data, make_recipe, tmp_path):
+    with pytest.raises(ValueError, match="observe-0-0.3"):
+        train(make_recipe(), backbone, data, out=tmp_path, only="obsrve", quiet=True)
+
+
+def _train(recipe, backbone, data, out: Path) -> None:
+    torch.set_num_threads(1)
+    train(recipe, backbone, data, out=out, quiet=True)
+
+
+def test_a_killed_training_resumes_bit_for_bit(backbone, data, make_recipe, tmp_path):
+    recipe = make_recipe("couple.steps=6")
+    whole, _ = train(recipe, backbone, data, out=tmp_path / "whole", quiet=True)
+    child = multiprocessing.get_context("fork").Process(
+        target=_train, args=(recipe, backbone, data, tmp_path / "killed")
+    )
+    child.start()
+    wanted = tmp_path / "killed" / "checkpoints" / "step-00000012"  # inside stage C
+    deadline = time.monotonic() + 60
+    while not wanted.exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    assert not (tmp_path / "killed" / "bundle").exists()
+    resumed, result = train(recipe, backbone, data, out=tmp_path / "killed", resume=True, quiet=True)
+    assert result.global_step == recipe.steps
+    assert all(torch.equal(a, b) for a, b in zip(state(whole).values(), state(resumed).values(), strict=True))
