@@ -3,8 +3,7 @@
     w_t + div(v w) = nu lap w,    lap psi = -w,  v = (v_y, v_x) = (-psi_x, psi_y),    s_t + div(v s) = kappa lap s
 
 w = d_x v_y - d_y v_x is positive for a vortex that turns clockwise as seen (y points down). Both transports are in flux
-form, so the ink's mean mode never changes; molecular mixing makes the sum of s^2 fall in every frame, which a reversed clip
-cannot do.
+form, so the ink's mean mode never changes; mixing makes the sum of s^2 fall in every frame, which no reversed clip does.
 `density` is the ink s (0..1), `pressure` solves lap p = -div(v . grad v) for density 1. Units px and frames.
 """
 
@@ -205,10 +204,11 @@ def measure(video: Num[np.ndarray, "t h w 3"], expectation: dict[str, Any], scal
     travel = path[-1] - path[0]
     length = float(np.linalg.norm(path[4::4] - path[:-4:4], axis=-1).sum()) if len(path) > 4 else 0.0
     if expectation["scenario"] == "vortex":
-        slow = ndimage.gaussian_filter1d(path, 1.5, axis=0, mode="nearest")
-        v, a = np.gradient(slow, axis=0), np.gradient(np.gradient(slow, axis=0), axis=0)
-        turning = SPINS[expectation["way"]] * (v[:, 1] * a[:, 0] - v[:, 0] * a[:, 1])
-        way = bool(turning[2:-2].sum() > 1e-3 and length > 1)
+        (dy, dx), (step_y, step_x) = (path[:-1] - path[0]).T, steps.T
+        swept = (
+            SPINS[expectation["way"]] * 0.5 * float((dx * step_y - dy * step_x).sum())
+        )  # area between path and chord
+        way = swept > 0.4 and length > 1
     else:
         ahead = float(travel @ np.array(HEADINGS[expectation["way"]]))
         way = ahead > 0.7 * float(np.linalg.norm(travel)) and ahead > 1

@@ -1,8 +1,8 @@
 """A scalar wave, u_tt = c^2 lap u: circular ripples on a pond, or a plane pulse that meets a wall with slits.
 
 The pond's edges reflect (no slope across them), so a ripple that starts from rest is a sum of cosine modes that swing as
-cos(c k t): exact. The slit is a leap-frog on half-pixel cells with u = 0 on the wall; the wall has a colour of its own. c is
-in px / frame, u in units of the initial crest. The law is reversible: only the caption's direction ("spreads", "moves
+cos(c k t): exact. The slit is a leap-frog on half-pixel cells with u = 0 on the wall; the wall has a colour of its own.
+c is in px / frame, u in units of the initial crest. The law is reversible: only what the caption says ("spreads", "moves
 right") tells a reversed clip.
 """
 
@@ -78,7 +78,7 @@ def caption(params: dict[str, Any]) -> str:
 
 
 def expect(words: list[str]) -> dict[str, Any]:
-    """Give what a caption's words fix ({} for other sentences): ripples or slits, how many, c, and the heading of a plane wave."""
+    """Give what a caption's words fix ({} for other sentences): ripples or slits, how many, c, the heading."""
     text = " ".join(words)
     for count in COUNTS:
         for level, speed in LEVELS.items():

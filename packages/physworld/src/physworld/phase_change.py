@@ -2,8 +2,8 @@
 
 H < 0 is ice at T = H, 0..1 is ice turning to water at T = 0 (latent heat 1), H > 1 is water at T = H - 1. The molten
 share phi = clip(H, 0, 1) is the phase field: **phi = 1 is molten**. Melting: ice at 0 in warm water. Growing: disks whose
-core is held cold, in water at 0. D = 1 px^2 / frame, edges insulated; the rate is set by the temperature of the water
-(of the core), in units of latent heat over heat capacity.
+core is held cold, in water at 0. D = 1 px^2 / frame, edges insulated; the temperature of the water (of the core), in units
+of latent heat over heat capacity, drives the front.
 """
 
 from typing import Any

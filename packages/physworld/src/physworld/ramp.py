@@ -82,7 +82,7 @@ def legible(field: Float[np.ndarray, "t h w"], off: Float[np.ndarray, "t h w"]) 
 
 
 def scatter(rng: np.random.Generator, n: int, *, low: float, high: float, apart: float) -> Float[np.ndarray, "n 2"]:
-    """Draw n points (y, x) in a square, all at least `apart` px from one another: whole sets are drawn until one fits."""
+    """Draw n points (y, x) in a square, all at least `apart` px from one another, by rejecting whole sets."""
     while True:
         points = rng.uniform(low, high, (n, 2))
         distances = np.linalg.norm(points[:, None] - points, axis=-1)[np.triu_indices(n, 1)]

@@ -23,6 +23,8 @@ LEVELS = {"very slowly": 0.06, "slowly": 0.14, "quickly": 0.42, "very quickly": 
 """Diffusivity D in px^2 / frame; the outer two are held out of training (our choice)."""
 RAMP = Ramp(((24, 16, 60), (210, 50, 40), (255, 225, 110)), -0.02, 1.1)
 MODES = 10
+LAG = 4
+"""Frames between the two sides of the fitted semigroup: one frame's change drowns in an autoencoder's error."""
 RULE = {
     "low": ("heat_drift", "heat_resid", "D_relerr", "maxprinc", "off_manifold"),
     "flags": ("valid", "count_ok"),
@@ -110,11 +112,11 @@ def measure(video: Num[np.ndarray, "t h w 3"], expectation: dict[str, Any], scal
     rises = np.maximum(np.diff(smooth.max((1, 2))), 0).sum() + np.maximum(-np.diff(smooth.min((1, 2))), 0).sum()
     modes = to_modes(heat)[:, :MODES, :MODES]
     modes[:, 0, 0] = 0
-    before, after, k2 = modes[:-1], modes[1:], wavenumbers(SIZE * scale)[:MODES, :MODES]
+    before, after, k2 = modes[:-LAG], modes[LAG:], wavenumbers(SIZE * scale)[:MODES, :MODES]
     change = np.sqrt(np.square(after - before).sum())
 
     def misfit(log_d: float) -> float:
-        return float(np.square(after - np.exp(-np.exp(log_d) * k2) * before).sum())
+        return float(np.square(after - np.exp(-LAG * np.exp(log_d) * k2) * before).sum())
 
     best = float(optimize.fminbound(misfit, np.log(0.005), np.log(5)))  # pyright: ignore[reportArgumentType]
     fits = change > 1e-3
