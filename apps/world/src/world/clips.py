@@ -52,7 +52,7 @@ def read_clips(folder: Path) -> Clips:
         )
     return Clips(
         videos=np.stack([video.read(path).frames for path in paths]),
-        captions=tuple(record["captions"][0] for record in records),
+        captions=tuple(record["captions"] for record in records),
         mechanisms=tuple(record["category"] for record in records),
     )
 

@@ -161,10 +161,9 @@ def fit_thresholds(weights: str, out: Path | None, *, clips: int, split: str) ->
     measured: dict[str, dict[str, list[Measures]]] = {}
     for mechanism in show.track(MECHANISMS, "thresholds"):
         real = physworld.simulate_many(mechanism, list(range(clips)), split=split)
-        measured[mechanism] = {name: measure(real, make[name](real)) for name in ("real", "vae", "shuffled")}
+        measured[mechanism] = {name: measure(real, make[name](real)) for name in ("vae", "shuffled")}
     thresholds = metrics.Thresholds.fit(
         {m: by_source["vae"] for m, by_source in measured.items()},
-        real={m: by_source["real"] for m, by_source in measured.items()},
         shuffled={m: by_source["shuffled"] for m, by_source in measured.items()},
     )
     path = out or Path(physworld.__file__).parent / "thresholds.json"

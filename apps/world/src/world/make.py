@@ -133,7 +133,7 @@ def sheet_of(folder: Path, mechanism: str, clips: int = 6) -> Path:
     from trainers import video
 
     records = [record for record in read_lines(folder / "records.jsonl") if record["category"] == mechanism][:clips]
-    rows = [(record["captions"][0], video.read(folder / record["file"]).frames) for record in records]
+    rows = [(record["captions"], video.read(folder / record["file"]).frames) for record in records]
     return save_sheet(folder / f"sheet-{mechanism}.png", rows, title=mechanism)
 
 
