@@ -24,7 +24,7 @@ def test_every_law_maps_to_mechanisms_and_every_mechanism_has_a_law_and_keywords
     assert tuple(_DATA["law_to_mechanisms"]) == LAWS
     mapped = [m for names in _DATA["law_to_mechanisms"].values() for m in names]
     assert set(mapped) == set(MECHANISMS)
-    assert set(_DATA["keywords"]) == {*MECHANISMS, "bodies"}
+    assert set(_DATA["keywords"]) == {*MECHANISMS, "bodies", "liquids"}
 
 
 @pytest.mark.parametrize(
@@ -107,6 +107,8 @@ def test_the_dominant_mechanism_is_one_of_the_labels():
         ("Light refracts in a glass prism and the lens does not melt", ("optical",), "optical"),
         ("A balloon stretches without exploding", ("elastic",), "elastic"),
         ("Smoke rises after an explosion", ("compressible_flow",), "compressible_flow"),
+        ("two disks of ice melt slowly in warm water", ("phase_change", "thermal"), "phase_change"),
+        ("Waves at the beach", ("fluid",), "fluid"),
         ("A cat sits on a sofa", (), None),
     ],
 )

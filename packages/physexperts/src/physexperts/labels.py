@@ -119,8 +119,9 @@ def from_wisa(annotation: Mapping[str, Any], unknown: Literal["error", "list"] =
 def from_text(caption: str) -> Labels:
     """Guess the mechanisms of a plain caption from keywords; the most often named dominates, the earlier one on a tie.
 
-    A keyword after "no", "not", "never" or "without" (up to two words between) does not count; a collision of bodies (a
-    ball, a block) is rigid-body motion too. A caption without a keyword has no labels, and the router decides alone.
+    A keyword after "no", "not", "never" or "without" (up to two words between) does not count. Nouns say less than
+    verbs: a body (a ball, a block) is rigid-body motion in a collision, a liquid is a flow unless it changes phase;
+    they never outvote a verb. A caption without a keyword has no labels, and the router decides alone.
 
     >>> from_text("Two balls collide and bounce without melting").mechanisms
     ('rigid_body', 'collision')
@@ -128,9 +129,13 @@ def from_text(caption: str) -> Labels:
     text = caption.lower()
     starts = {m: [hit.start() for hit in _pattern(m).finditer(text)] for m in MECHANISMS}
     hits = {m: [at for at in places if not _negated(text[:at])] for m, places in starts.items()}
-    dominant = min((m for m in MECHANISMS if hits[m]), key=lambda m: (-len(hits[m]), hits[m][0]), default=None)
-    rigid = bool(hits["collision"]) and _pattern("bodies").search(text) is not None
-    return Labels(tuple(m for m in MECHANISMS if hits[m] or (m == "rigid_body" and rigid)), dominant)
+    named = {m for m in MECHANISMS if hits[m]}
+    if hits["collision"] and _pattern("bodies").search(text):
+        named.add("rigid_body")
+    if not hits["phase_change"] and _pattern("liquids").search(text):
+        named.add("fluid")
+    present = tuple(m for m in MECHANISMS if m in named)
+    return Labels(present, min(present, key=lambda m: (-len(hits[m]), hits[m][:1]), default=None))
 
 
 @cache
