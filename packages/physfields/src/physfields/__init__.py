@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from physfields import residuals
+from physfields import exact, residuals
 from physfields.derivatives import Derivatives
 from physfields.grid import Grid
 from physfields.masks import erode_valid, face_mask, fill, masked_mean
@@ -40,6 +40,7 @@ __all__ = [
     "curl",
     "divergence",
     "erode_valid",
+    "exact",
     "face_difference",
     "face_mask",
     "face_mean",

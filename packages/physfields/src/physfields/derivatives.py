@@ -4,8 +4,8 @@
 >>> bank.T.x.unique()
 tensor([1.])
 
-`bank.T` is a `FieldDerivatives` with `value`, `t`, `tt`, `y`, `x`, `yy`, `xx`, `lap`, `grad` of a scalar and, for (y, x)
-vectors, `div`, `curl`, `strain` and `jacobian`. The names are the keys of the mapping that it was built from.
+`bank.T` is a `FieldDerivatives` with `value`, `t`, `tt`, `y`, `x`, `yy`, `xx`, `lap`, `grad` (of a scalar) and, for
+vectors (y, x), `div`, `curl`, `strain` and `jacobian`. The names are the keys of the mapping that it was built from.
 """
 
 from collections.abc import Iterator, Mapping

@@ -58,7 +58,7 @@ class State:
     bank: Derivatives
     weight: Callable[[str], Tensor | None]
     scales: Scales = Scales()
-    slope_rule: str | float = "fit"
+    slope_rule: str | float | int = "fit"
 
     def __getattr__(self, name: str) -> FieldDerivatives:
         return getattr(self.bank, name)

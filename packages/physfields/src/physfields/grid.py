@@ -45,7 +45,7 @@ class Grid:
 
     def __init__(
         self,
-        spacing: float | Sequence[float | Sequence[float] | Tensor] = 1.0,
+        spacing: float | int | Sequence[float | int | Sequence[float | int] | Tensor] = 1.0,
         *,
         boundary: str | Sequence[str] = "one_sided",
         order: int | Sequence[int] = 2,
@@ -75,8 +75,8 @@ class Grid:
     @classmethod
     def from_latent_times(
         cls,
-        times: Sequence[float] | Tensor,
-        spacing: tuple[float, float] = (1.0, 1.0),
+        times: Sequence[float | int] | Tensor,
+        spacing: tuple[float | int, float | int] = (1.0, 1.0),
         *,
         boundary: str | Sequence[str] = "one_sided",
         order: int | Sequence[int] = 2,
@@ -128,7 +128,7 @@ def _index(axis: str) -> int:
     return AXES.index(axis)
 
 
-def _check_step(axis: str, step: float | Iterable[float] | Tensor) -> float | tuple[float, ...]:
+def _check_step(axis: str, step: float | int | Iterable[float | int] | Tensor) -> float | tuple[float, ...]:
     values = step.tolist() if isinstance(step, Tensor) else step
     if not isinstance(values, Iterable):
         number = float(values)

@@ -134,7 +134,7 @@ def evaluate(
     families: Iterable[str] | None = None,
     mask: Shaped[Tensor, "b 1 t y x"] | None = None,
     scales: Scales | None = None,
-    kappa: Literal["fit"] | float = "fit",
+    kappa: str | float | int = "fit",
     relative: bool = False,
     reduction: Reduction = "mean_square",
 ) -> dict[str, Residual]:
@@ -204,7 +204,7 @@ def _choose(experts: Iterable[str] | None, families: Iterable[str] | None) -> li
 
 
 def _check(
-    fields: Mapping[str, Tensor], reads: Iterable[str], mask: Tensor | None, kappa: str | float, reduction: str
+    fields: Mapping[str, Tensor], reads: Iterable[str], mask: Tensor | None, kappa: str | float | int, reduction: str
 ) -> None:
     for slot in reads:
         if slot not in fields:

@@ -14,7 +14,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from physfields.grid import AXES, DIM, Grid
@@ -49,7 +49,7 @@ def derivative(f: Float[Tensor, "*axes"], axis: str, m: int, grid: Grid) -> Floa
     return torch.cat([*low, inner, *high], dim=dim) * (factor / step**m)
 
 
-def halo(f: Float[Tensor, "..."], dim: int, before: int, after: int, boundary: str) -> Float[Tensor, "..."]:
+def halo(f: Shaped[Tensor, "..."], dim: int, before: int, after: int, boundary: str) -> Shaped[Tensor, "..."]:
     """f with `before` and `after` ghost cells along dim, filled by the boundary rule (not `one_sided`: it has none)."""
     n = f.shape[dim]
     first, last = f.narrow(dim, 0, 1), f.narrow(dim, n - 1, 1)
