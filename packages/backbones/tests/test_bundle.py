@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from backbones import WanBackbone, attach, bundle, tiny
+from backbones import WanBackbone, attach, bundle, load, sample, tiny
+from backbones.loading import save
 
 
 class Offset(nn.Module):
@@ -140,3 +141,14 @@ def test_shipped_bundles_are_found_by_name():
     assert str(bundle.shipped("some")) == "/somewhere"
     with pytest.raises(ValueError, match="no installed package ships a bundle 'other'; shipped are: some"):
         bundle.shipped("other")
+
+
+def test_backbone_and_bundle_from_disk_give_the_same_video(saved, backbone, tmp_path):
+    again = load(save(backbone, tmp_path / "backbone", id="tiny"))
+    size = {"frames": 5, "height": 16, "width": 16, "steps": 2}
+    videos = []
+    for each in (backbone, again):
+        with attach(each, saved):
+            videos.append(sample(each, ["a red ball"], seed=0, **size))
+    assert torch.equal(*videos)
+    assert not torch.equal(videos[0], sample(backbone, ["a red ball"], seed=0, **size))

@@ -253,17 +253,6 @@ class PhysicsHost:
         """Refuse: the saved class name would be stock and the adapter lost on loading."""
         refuse_saving()
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the stock model, whatever the adapter's."""
-        children = cast(nn.Module, self)._modules
-        adapters = children.pop(CHILD, None)
-        try:
-            return self._stock.dtype.fget(self)  # pyright: ignore[reportAttributeAccessIssue]
-        finally:
-            if adapters is not None:
-                children[CHILD] = adapters
-
 
 @lru_cache
 def host_class(stock: type) -> type:
