@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from trainers import video
 from trainers.guards import TrainingWarning
 from trainers.video import ClipSpec, Decoded, VideoError

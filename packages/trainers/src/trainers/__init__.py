@@ -2,16 +2,23 @@
 
 from importlib.metadata import version
 
+from . import cache, checkpoint, data, show, video
+from .cache import Cache
 from .config import Config, did_you_mean, dump_config, load_config
-from .data import InMemory, collate
+from .data import Filters, InMemory, Record, Skipped, collate, read_records
 from .guards import FrozenChanged, NonFiniteLoss, TrainingWarning
 from .loop import FitResult, Guards, StageRecord, fit
 from .order import Order, derive_seed
 from .stage import EMA, Length, Loss, MapStyle, Optim, Progress, Ramp, Stage
+from .video import ClipSpec, Decoded, VideoError
 
 __all__ = [
     "EMA",
+    "Cache",
+    "ClipSpec",
     "Config",
+    "Decoded",
+    "Filters",
     "FitResult",
     "FrozenChanged",
     "Guards",
@@ -24,15 +31,24 @@ __all__ = [
     "Order",
     "Progress",
     "Ramp",
+    "Record",
+    "Skipped",
     "Stage",
     "StageRecord",
     "TrainingWarning",
+    "VideoError",
     "__version__",
+    "cache",
+    "checkpoint",
     "collate",
+    "data",
     "derive_seed",
     "did_you_mean",
     "dump_config",
     "fit",
     "load_config",
+    "read_records",
+    "show",
+    "video",
 ]
 __version__ = version("phystrainers")

@@ -1,8 +1,9 @@
 """A checkpoint: a folder that is there whole or not at all, and holds the trained groups and nothing frozen.
 
 `checkpoints/step-00000500/` holds `state.json` (counters, order, what the run was told), `weights.safetensors` (keys
-`group/parameter`), `optimizer.safetensors` (`group/parameter#exp_avg`), `ema.safetensors`, and `COMPLETE` with the size of
-every file. It is written to a hidden folder, synced, and renamed; older ones are pruned only after that. Nothing is unpickled.
+`group/parameter`), `optimizer.safetensors` (`group/parameter#exp_avg`), `ema.safetensors`, and `COMPLETE` with the size
+of every file. It is written to a hidden folder, synced, and renamed; older ones are pruned only after that. Nothing is
+unpickled.
 """
 
 import json
@@ -10,16 +11,18 @@ import os
 import shutil
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from . import weights
 from .guards import TrainingWarning
+from .stage import Stage
 
-__all__ = ["Change", "Checkpoint", "diff", "latest", "load", "save"]
+__all__ = ["Change", "Checkpoint", "describe", "diff", "digest_of", "latest", "load", "name_of", "save", "sync"]
 
 FORMAT = 1
 
@@ -38,7 +41,7 @@ def save(
 ) -> Path:
     """Write `root/step-XXXXXXXX` by rename, then remove all but the newest `keep` complete ones. Returns the folder."""
     root.mkdir(parents=True, exist_ok=True)
-    path = root / f"step-{step:08d}"
+    path = root / name_of(step)
     part = root / f".writing-{path.name}-{os.getpid()}"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
@@ -48,14 +51,23 @@ def save(
     sizes = {file.name: file.stat().st_size for file in sorted(part.iterdir())}
     (part / "COMPLETE").write_text(json.dumps(sizes), encoding="utf-8")
     for file in part.iterdir():
-        _sync(file)
-    _sync(part)
+        sync(file)
+    sync(part)
     if path.exists():  # a damaged folder of the same step: the good one takes its place
         shutil.rmtree(path)
     part.replace(path)
-    _sync(root)
+    sync(root)
     _prune(root, keep)
     return path
+
+
+def name_of(step: int) -> str:
+    """Return the folder's name of a global step.
+
+    >>> name_of(500)
+    'step-00000500'
+    """
+    return f"step-{step:08d}"
 
 
 def latest(root: Path) -> Path | None:
@@ -90,31 +102,56 @@ class Change:
         return f"{self.key}: {self.old!r} -> {self.new!r}"
 
 
-_REFUSED = ("seed", "name", "groups", "parameters", "data", "samples", "world_size")
-"""With another one of these, the saved state means something else: weights, order or random numbers would not fit."""
+_REFUSED = ("name", "groups", "parameters", "data", "samples")
+"""With another one of these the saved state means something else: weights or order would not fit."""
 _SAFE = ("length",)
 
 
-def diff(old: Mapping[str, Any], new: Mapping[str, Any], *, done: int) -> list[Change]:
-    """Compare two descriptions of a run (see `loop.describe`), of which the first `done` stages are finished.
+def digest_of(stage: Stage) -> str:
+    """Return the digest of a stage's data, "" when it has none."""
+    return str(getattr(stage.data, "digest", ""))
 
-    A change in a finished stage cannot be made any more and is refused; stages that are still to come may change freely.
+
+def describe(stage: Stage, groups: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """Return what a checkpoint remembers of a stage, to be compared at a resume."""
+    shapes = weights.tensors({name: groups[name] for name in stage.groups})
+    return {
+        "name": stage.name,
+        "groups": dict(stage.groups),
+        "parameters": {key: list(value.shape) for key, value in shapes.items()},
+        "data": digest_of(stage),
+        "samples": len(stage.data),
+        "batch_size": stage.batch_size,
+        "accumulate": stage.accumulate,
+        "length": asdict(stage.length),
+        "optim": asdict(stage.optim),
+        "ramps": {name: asdict(ramp) for name, ramp in stage.ramps.items()},
+        "unfreeze": dict(stage.unfreeze),
+        "ema": asdict(stage.ema) if stage.ema else None,
+        "handover": stage.handover,
+    }
+
+
+def diff(old: Mapping[str, Any], new: Mapping[str, Any], *, done: int) -> list[Change]:
+    """Compare two descriptions of a run, of which the first `done` stages are finished.
+
+    A finished stage cannot be changed any more; in the one under way, its weights and its data cannot; stages that are
+    still to come may change freely.
     """
-    changes = [
-        Change(key, old.get(key), new.get(key), "refused")
-        for key in ("seed", "world_size")
-        if old.get(key) != new.get(key)
+    pairs = [(key, old[key], new[key]) for key in ("seed", "world_size")]
+    pairs += [
+        (f"frozen.{name}", old["frozen"][name], new["frozen"][name]) for name in old["frozen"] if name in new["frozen"]
     ]
-    olds, news = old["stages"], new["stages"]
-    for i, stage in enumerate(olds[: done + 1]):
-        if i >= len(news):
+    changes = [Change(key, before, now, "refused") for key, before, now in pairs if before != now]
+    for i, stage in enumerate(old["stages"][: done + 1]):
+        if i >= len(new["stages"]):
             changes.append(Change(f"stages.{i}", stage["name"], None, "refused"))
             continue
-        for key in stage:
-            if stage[key] != news[i].get(key):
+        for key, value in stage.items():
+            if value != (now := new["stages"][i].get(key)):
                 refused = i < done or key in _REFUSED
                 verdict = "refused" if refused else "safe" if key in _SAFE else "warned"
-                changes.append(Change(f"stages.{i}.{key}", stage[key], news[i].get(key), verdict))
+                changes.append(Change(f"stages.{i}.{key}", value, now, verdict))
     return changes
 
 
@@ -148,7 +185,8 @@ def _prune(root: Path, keep: int) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on disk before going on."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

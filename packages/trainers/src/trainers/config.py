@@ -1,8 +1,9 @@
 """A recipe: YAML in front, a frozen pydantic model behind, and an answer to every key that nobody knows.
 
-A recipe may say `extends: other.yaml` (or a list; later files win, the recipe itself wins last; paths are relative to the file
-that says it). Overrides `a.b=c` come after the files; `c` is read as a YAML scalar, list or map, and a number in the path is an
-index into a list. `load_config` refuses a key that occurs twice in one map, which YAML itself lets pass.
+A recipe may say `extends: other.yaml` (or a list; later files win, the recipe itself wins last; paths are relative to
+the file that says it). Overrides `a.b=c` come after the files; `c` is read as a YAML scalar, list or map, and a number
+in the path is an index into a list. `load_config` refuses a key that occurs twice in one map, which YAML itself lets
+pass.
 
 What surprises: YAML 1.1 reads `1e-4` as a word; here it is a number, as everybody who writes it means.
 """
@@ -92,7 +93,8 @@ def load_config(cls: type[C], path: str | Path | None, overrides: Sequence[str] 
 
 
 def dump_config(config: BaseModel, path: str | Path) -> None:
-    """Write the resolved config as YAML that `load_config` reads back to an equal one; the file appears whole or not at all."""
+    """Write the resolved config as YAML that `load_config` reads back to an equal one; the file appears whole or not at
+    all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.tmp")

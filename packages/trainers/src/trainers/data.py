@@ -1,4 +1,4 @@
-"""Data: tensors in memory and how items become a batch."""
+"""Data: records of clips (`read_records`), tensors in memory, and how items become a batch."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["InMemory", "collate"]
+from .guards import bytes_of
+from .records import Filters, Record, Skipped, read_records
+
+__all__ = ["Filters", "InMemory", "Record", "Skipped", "collate", "read_records"]
 
 
 def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -62,7 +65,7 @@ def _digest(columns: Mapping[str, Any]) -> str:
         hasher.update(key.encode())
         if isinstance(column, Tensor):
             hasher.update(str((column.dtype, tuple(column.shape))).encode())
-            hasher.update(column.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            hasher.update(bytes_of(column))
         else:
             hasher.update(repr(list(column)).encode())
     return hasher.hexdigest()

@@ -1,4 +1,5 @@
-"""Guards against failing silently: a loss that is no number, frozen weights that moved, a group that gets no gradient."""
+"""Guards against failing silently: a loss that is no number, frozen weights that moved, a group that gets no
+gradient."""
 
 import hashlib
 import math
@@ -8,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FrozenChanged", "NonFiniteLoss", "TrainingWarning", "ZeroGradient", "digest", "finite"]
+__all__ = ["FrozenChanged", "NonFiniteLoss", "TrainingWarning", "ZeroGradient", "bytes_of", "digest", "finite"]
 
 
 class TrainingWarning(UserWarning):
@@ -40,21 +41,29 @@ class FrozenChanged(RuntimeError):
     """Weights that a stage does not train are not bit-equal to what they were at its start."""
 
 
-def finite(terms: Mapping[str, float]) -> str | None:
-    """Return the name of the first term that is not finite, or None."""
-    return next((name for name, value in terms.items() if not math.isfinite(value)), None)
+def finite(value: float) -> bool:
+    """Return whether a number is neither NaN nor infinite."""
+    return math.isfinite(value)
 
 
 @torch.no_grad()
 def digest(modules: Mapping[str, nn.Module]) -> dict[str, str]:
     """Return a hash of every parameter and buffer of each module, by bits (NaN equals NaN, 0.0 differs from -0.0)."""
-    return {name: _digest(module.state_dict().values()) for name, module in modules.items()}
+    return {
+        name: _digest(v for v in module.state_dict().values() if isinstance(v, Tensor))
+        for name, module in modules.items()
+    }
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """Return a tensor's bytes, in memory order of a contiguous copy."""
+    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
 
 
 def _digest(tensors: Iterable[Tensor]) -> str:
     hasher = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
-        hasher.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        hasher.update(bytes_of(tensor))
     return hasher.hexdigest()
 
 

@@ -1,8 +1,8 @@
 """The order of samples: an endless stream of permutations that is a pure function of (seed, data digest, world size).
 
-Epoch e is one permutation of all samples; batches are cut from the stream of epochs laid end to end, so that every batch is
-full, no sample is lost at an epoch's end, and none is seen twice within an epoch. The ranks of a world share one stream: a step
-takes `count` samples for each rank. The state is three integers.
+Epoch e is one permutation of all samples; batches are cut from the stream of epochs laid end to end, so that every
+batch is full, no sample is lost at an epoch's end, and none is seen twice within an epoch. The ranks of a world share
+one stream: a step takes `count` samples for each rank. The state is three integers.
 """
 
 import hashlib

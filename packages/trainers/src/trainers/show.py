@@ -1,7 +1,8 @@
-"""What a run shows: one bar with an honest estimate on a terminal, a plain line now and then elsewhere, tables of groups.
+"""What a run shows: one bar with an honest estimate on a terminal, a plain line now and then elsewhere, tables of
+groups.
 
-The estimate comes from the last steps' rate, not from the mean since the start, which carries the slow first steps for ever.
-Everything goes to stderr, so that a command's stdout stays its result.
+The estimate comes from the last steps' rate, not from the mean since the start, which carries the slow first steps for
+ever. Everything goes to stderr, so that a command's stdout stays its result.
 """
 
 import sys

@@ -1,11 +1,13 @@
-"""A stage of training as data: which groups move, under which loss, on which data, for how long, and what is handed over.
+"""A stage of training as data: which groups move, under which loss, on which data, for how long, and what is handed
+over.
 
-A run is a list of stages. The loss is a function: `loss(batch, progress) -> {term: scalar}`; the trainer sums the terms,
-steps and remembers. A term whose name starts with `log/` is written to the log and not summed.
+A run is a list of stages. The loss is a function: `loss(batch, progress) -> {term: scalar}`; the trainer sums the
+terms, steps and remembers. A term whose name starts with `log/` is written to the log and not summed.
 
-Steps are optimizer steps (an accumulated batch is one step), counted from 0 within the stage; `global_step` counts over the run.
-Everything a loss draws should come from `progress.generator` (a CPU generator) or from torch's global generator: both are pure
-functions of (seed, stage, step, rank), which is what makes resuming exact. Numpy's global generator is not seeded.
+Steps are optimizer steps (an accumulated batch is one step), counted from 0 within the stage; `global_step` counts over
+the run. Everything a loss draws should come from `progress.generator` (a CPU generator) or from torch's global
+generator: both are pure functions of (seed, stage, step, rank), which is what makes resuming exact. Numpy's global
+generator is not seeded.
 """
 
 import math
@@ -38,8 +40,8 @@ class _Known:
 class Length(_Known):
     """How long a stage lasts: exactly one of steps, epochs, or minutes of training.
 
-    Minutes count the seconds spent in training steps (not in saving), and survive a resume; where they end depends on the
-    machine, so a stage by minutes is repeatable only to the schedule, not bit for bit.
+    Minutes count the seconds spent in training steps (not in saving), and survive a resume; where they end depends on
+    the machine, so a stage by minutes is repeatable only to the schedule, not bit for bit.
 
     >>> Length(epochs=2).in_steps(samples=10, per_step=4)
     5
@@ -61,10 +63,11 @@ class Length(_Known):
 
 @checked_dataclass(frozen=True, config=_STRICT)
 class Optim(_Known):
-    """AdamW and its schedule. `clip` bounds the gradient norm of a whole optimizer step over all groups (None: no bound).
+    """AdamW and its schedule. `clip` bounds the gradient norm of a whole optimizer step over all groups (None: no
+    bound).
 
-    `schedule`: "constant"; "cosine" from `lr` down to `lr * final`; "hold_cosine" stays at `lr` for the share `hold` of the
-    stage and then falls as a cosine. The first `warmup_steps` rise linearly.
+    `schedule`: "constant"; "cosine" from `lr` down to `lr * final`; "hold_cosine" stays at `lr` for the share `hold` of
+    the stage and then falls as a cosine. The first `warmup_steps` rise linearly.
     """
 
     lr: float = Field(default=1e-4, gt=0)
@@ -117,8 +120,8 @@ class Ramp(_Known):
 class EMA(_Known):
     """An exponential moving average of the stage's weights, begun from the weights at the stage's start.
 
-    The decay at step n is min(decay, (1 + n) / (10 + n)), so that a short stage is not an average of its beginning. With
-    `apply`, the weights become the average when the stage ends.
+    The decay at step n is min(decay, (1 + n) / (10 + n)), so that a short stage is not an average of its beginning.
+    With `apply`, the weights become the average when the stage ends.
     """
 
     decay: float = Field(ge=0, lt=1)
@@ -155,8 +158,8 @@ class Progress:
 class MapStyle(Protocol):
     """A data set: a length, and items that are dicts of tensors (or numbers, or text).
 
-    Two optional extras: `get_batch(indices: LongTensor) -> dict` returns a whole batch at once, and `digest: str` names the
-    content, so that a resume on other data is refused.
+    Two optional extras: `get_batch(indices: LongTensor) -> dict` returns a whole batch at once, and `digest: str` names
+    the content, so that a resume on other data is refused.
     """
 
     def __len__(self) -> int: ...
@@ -171,8 +174,8 @@ Loss = Callable[[dict[str, Any], Progress], Mapping[str, Tensor]]
 class Stage:
     """One stage. `groups` maps a group's name to what multiplies the learning rate; every other group is frozen.
 
-    `unfreeze={group: step}`: the group gets no update before that step. `handover`: "keep" carries over the optimizer's state
-    of the groups that the stage before also trained, "reset" starts it afresh.
+    `unfreeze={group: step}`: the group gets no update before that step. `handover`: "keep" carries over the optimizer's
+    state of the groups that the stage before also trained, "reset" starts it afresh.
     """
 
     name: str
@@ -193,7 +196,7 @@ class Stage:
             raise ValueError(f"stage {self.name!r} trains nothing: name at least one group")
         if self.batch_size < 1 or self.accumulate < 1:
             raise ValueError(
-                f"stage {self.name!r}: expected batch_size and accumulate >= 1, got {self.batch_size} and {self.accumulate}"
+                f"stage {self.name!r}: expected batch_size, accumulate >= 1, got {self.batch_size}, {self.accumulate}"
             )
         if self.handover not in ("keep", "reset"):
             raise ValueError(f"stage {self.name!r}: expected handover 'keep' or 'reset', got {self.handover!r}")

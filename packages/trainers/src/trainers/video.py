@@ -1,9 +1,10 @@
 """Video files with true timestamps, and clips cut from them without bending time.
 
-Frames are uint8 (t, h, w, 3) RGB; `times_s` are presentation times in seconds counted from the first frame of the file (clip),
-pts * time_base as the file says, not frame number / nominal rate. `clip` never spreads frames over a file of any length: it takes
-every k-th frame when the file's rate is near k times the wanted one, else the nearest frames, and then the true times say how uneven
-that is. Taken as even, 24 fps film read at 16 fps shows a body at constant speed a false acceleration above g.
+Frames are uint8 (t, h, w, 3) RGB; `times_s` are presentation times in seconds counted from the first frame of the file
+(clip), pts * time_base as the file says, not frame number / nominal rate. `clip` never spreads frames over a file of
+any length: it takes every k-th frame when the file's rate is near k times the wanted one, else the nearest frames, and
+then the true times say how uneven that is. Taken as even, 24 fps film read at 16 fps shows a body at constant speed a
+false acceleration above g.
 """
 
 import os
@@ -23,7 +24,8 @@ from .guards import TrainingWarning
 __all__ = ["ClipSpec", "Decoded", "VideoError", "clip", "jitter", "read", "write"]
 
 RATIO_TOLERANCE = 0.02
-"""A rate within 2 % of an integer multiple counts as that multiple (29.97 for 30; the true times stay what they are)."""
+"""A rate within 2 % of an integer multiple counts as that multiple (29.97 for 30; the true times stay what they
+are)."""
 JITTER_LIMIT = 0.05
 """Above this spread of the frame spacing, relative to its mean, `clip` warns."""
 
@@ -121,8 +123,9 @@ def write(
 ) -> Path:
     """Write an H.264 mp4; the file appears whole or not at all. Returns the path.
 
-    As it stands (yuv420p) it plays in every browser; `scale` enlarges tiny pictures by pixel copies. `lossless` writes RGB with
-    quantiser 0, which reads back bit-equal but which browsers do not play. `times_s` gives uneven frames their own times.
+    As it stands (yuv420p) it plays in every browser; `scale` enlarges tiny pictures by pixel copies. `lossless` writes
+    RGB with quantiser 0, which reads back bit-equal but which browsers do not play. `times_s` gives uneven frames their
+    own times.
     """
     path = Path(path)
     if not len(frames) or scale < 1 or not fps > 0:
@@ -162,11 +165,11 @@ def write(
 def clip(decoded: Decoded, spec: ClipSpec, *, start_s: float | int = 0.0) -> Decoded:
     """Cut `spec.frames` frames from `start_s` on, crop to the wanted aspect around the centre, and resize by area.
 
-    The file's rate is a multiple k of `spec.fps` within 2 %: every k-th frame. Otherwise the frame nearest to each wanted time, with
-    a TrainingWarning when the spacing is uneven. Either way `times_s` are the frames' true times, from 0. ValueError when the
-    file is too short: it is never slowed down to fit.
+    The file's rate is a multiple k of `spec.fps` within 2 %: every k-th frame. Otherwise the frame nearest to each
+    wanted time, with a TrainingWarning when the spacing is uneven. Either way `times_s` are the frames' true times,
+    from 0. ValueError when the file is too short: it is never slowed down to fit.
     """
-    times, needed_s = decoded.times_s, (spec.frames - 1) / spec.fps
+    times = decoded.times_s
     first = int(np.searchsorted(times, start_s - 1e-6))
     ratio = decoded.fps / spec.fps
     stride = round(ratio)
@@ -182,8 +185,9 @@ def clip(decoded: Decoded, spec: ClipSpec, *, start_s: float | int = 0.0) -> Dec
     if picked[-1] >= len(times):
         have_s = max(0.0, float(times[-1]) - start_s)
         raise ValueError(
-            f"expected {spec.frames} frames at {spec.fps:g} fps ({needed_s:.2f} s), got {have_s:.2f} s at {decoded.fps:.4g} fps "
-            f"from {start_s:g} s on: ask for fewer frames or leave the file out"
+            f"expected {spec.frames} frames at {spec.fps:g} fps ({(spec.frames - 1) / spec.fps:.2f} s), "
+            f"got {have_s:.2f} s at {decoded.fps:.4g} fps from {start_s:g} s on: "
+            f"ask for fewer frames or leave the file out"
         )
     times = times[picked] - times[picked[0]]
     if (spread := jitter(times)) > JITTER_LIMIT:
