@@ -1,7 +1,8 @@
 """Captions and what they promise: every word of this world, and the law's expected parameters from the text alone.
 
-Each mechanism writes its own sentences and reads them back (`caption`, `expect`); here is the vocabulary that they share and the
-way from any sentence to its mechanism. Words outside the vocabulary make a caption unreadable (None), never silently ignored.
+Each mechanism writes its own sentences and reads them back (`caption`, `expect`); here is the vocabulary that they
+share and the way from any sentence to its mechanism. Words outside the vocabulary make a caption unreadable (None),
+never silently ignored.
 """
 
 import re
@@ -11,94 +12,15 @@ from typing import Any
 from physworld.clip import MECHANISMS
 from physworld.mechanism import module
 
-VOCABULARY = tuple(
-    sorted(
-        [
-            "a",
-            "air",
-            "and",
-            "ball",
-            "beads",
-            "between",
-            "blast",
-            "blasts",
-            "blue",
-            "bounces",
-            "clockwise",
-            "cold",
-            "counterclockwise",
-            "disk",
-            "disks",
-            "down",
-            "fast",
-            "from",
-            "going",
-            "gravity",
-            "green",
-            "grow",
-            "grows",
-            "hits",
-            "hot",
-            "ice",
-            "in",
-            "ink",
-            "is",
-            "it",
-            "large",
-            "left",
-            "melt",
-            "melts",
-            "metal",
-            "middle",
-            "moves",
-            "of",
-            "on",
-            "one",
-            "plate",
-            "plucked",
-            "pond",
-            "purple",
-            "quickly",
-            "red",
-            "right",
-            "ripple",
-            "ripples",
-            "sheet",
-            "slit",
-            "slits",
-            "slow",
-            "slowly",
-            "small",
-            "soft",
-            "spot",
-            "spots",
-            "spread",
-            "spreads",
-            "spring",
-            "sticks",
-            "stiff",
-            "strong",
-            "swings",
-            "the",
-            "three",
-            "through",
-            "thrown",
-            "to",
-            "turns",
-            "two",
-            "under",
-            "up",
-            "very",
-            "vortex",
-            "vortices",
-            "warm",
-            "water",
-            "wave",
-            "weak",
-            "yellow",
-        ]
-    )
-)
+VOCABULARY = (
+    "a", "air", "and", "ball", "beads", "between", "blast", "blasts", "blue", "bounces", "clockwise", "cold",
+    "counterclockwise", "disk", "disks", "down", "fast", "from", "going", "gravity", "green", "grow", "grows", "hits",
+    "hot", "ice", "in", "ink", "is", "it", "large", "left", "melt", "melts", "metal", "middle", "moves", "of", "on",
+    "one", "plate", "plucked", "pond", "purple", "quickly", "red", "right", "ripple", "ripples", "sheet", "slit",
+    "slits", "slow", "slowly", "small", "soft", "spot", "spots", "spread", "spreads", "spring", "sticks", "stiff",
+    "strong", "swings", "the", "three", "through", "thrown", "to", "turns", "two", "under", "up", "very", "vortex",
+    "vortices", "warm", "water", "wave", "weak", "yellow",
+)  # fmt: skip
 """Every word that a caption of this world can hold."""
 
 

@@ -1,8 +1,9 @@
 """A simulated clip: what is seen, what is true, and in which units.
 
-One world unit is one pixel of the 32-pixel picture, one time unit is one frame: every law is quoted in px and frames, whatever
-`scale` the clip is drawn at (at `scale=2` the picture has 64 pixels and a law keeps its numbers). Axes are (t, y, x), y points
-DOWN, and component i of a vector belongs to spatial axis i: (y, x). Seconds and metres are for display: `times_s`, `pitch_m`.
+One world unit is one pixel of the 32-pixel picture, one time unit is one frame: every law is quoted in px and frames,
+whatever `scale` the clip is drawn at (at `scale=2` the picture has 64 pixels and a law keeps its numbers). Axes are (t,
+y, x), y points DOWN, and component i of a vector belongs to spatial axis i: (y, x). Seconds and metres are for display:
+`times_s`, `pitch_m`.
 """
 
 from dataclasses import dataclass, field
@@ -48,9 +49,10 @@ SLOTS = {
 class Clip:
     """One simulated video with its ground truth.
 
-    `video` (t, h, w, 3) is uint8 RGB; `fields[slot]` is (t, h, w, components of SLOTS) in px and frames and `valid[slot]`
-    (t, h, w) is true where that field means something (a velocity inside a ball; everywhere in a fluid). `params` holds the
-    law's parameters in px and frames (`g`, `D`, `c`, tracks, radii ...), `seed` and `split` reproduce the clip.
+    `video` (t, h, w, 3) is uint8 RGB; `fields[slot]` is (t, h, w, components of SLOTS) in px and frames and
+    `valid[slot]` (t, h, w) is true where that field means something (a velocity inside a ball; everywhere in a fluid).
+    `params` holds the law's parameters in px and frames (`g`, `D`, `c`, tracks, radii ...), `seed` and `split`
+    reproduce the clip.
     """
 
     mechanism: str
@@ -76,10 +78,11 @@ class Clip:
         return METRES_PER_UNIT / self.scale
 
     def record(self) -> dict[str, Any]:
-        """The clip as a WISA-80K training record (`file`, `captions`, `physical_annotation`, ...) with our `labels` and `params`.
+        """The clip as a WISA-80K training record (`file`, `captions`, `physical_annotation`, ...) with our `labels` and
+        `params`.
 
-        Everything in it is plain JSON. `file` is relative to the data set's folder. WISA's loader keeps clips of at least 3 s and
-        720 px: these clips last 1.06 s at 32 px, so its filters have to be opened.
+        Everything in it is plain JSON. `file` is relative to the data set's folder. WISA's loader keeps clips of at
+        least 3 s and 720 px: these clips last 1.06 s at 32 px, so its filters have to be opened.
         """
         name = f"{self.mechanism}-{self.split}-{self.seed:06d}"
         return {
@@ -156,7 +159,8 @@ _LAWS: dict[str, tuple[str, str, str, str, str, tuple[float, float], tuple[float
 
 
 def annotation(mechanism: str, scenario: str, frames: int = FRAMES) -> dict[str, Any]:
-    """WISA-80K's `physical_annotation` of a scenario: the law, the categories q0 to q4 and the three quantity ranges."""
+    """WISA-80K's `physical_annotation` of a scenario: the law, the categories q0 to q4 and the three quantity
+    ranges."""
     law, q0, q1, q2, q4, density, temperature = _LAWS[scenario if scenario in _LAWS else mechanism]
     return {
         "phys_law": law,

@@ -1,9 +1,10 @@
 """Two balls meet: momentum is conserved, they bounce (restitution 1) or stick (restitution 0); m = r^2, no gravity.
 
-The motion is solved by its one event: straight lines, the exact time of contact, straight lines. Bouncing disks are frictionless
-(only the normal velocities change); sticking balls meet head on, so that going on together conserves angular momentum as well.
-Contact falls in frames 4 to 10 (rejection sampling), all balls stay inside the picture, so nobody needs a wall. Units px and
-frames; impulse is m dv in px^2 px/frame. Held out for OOD: yellow hits purple, and closing speeds below the range.
+The motion is solved by its one event: straight lines, the exact time of contact, straight lines. Bouncing disks are
+frictionless (only the normal velocities change); sticking balls meet head on, so that going on together conserves
+angular momentum as well. Contact falls in frames 4 to 10 (rejection sampling), all balls stay inside the picture, so
+nobody needs a wall. Units px and frames; impulse is m dv in px^2 px/frame. Held out for OOD: yellow hits purple, and
+closing speeds below the range.
 """
 
 from typing import Any
@@ -141,10 +142,12 @@ def expect(words: list[str]) -> dict[str, Any]:
 
 
 def measure(video: UInt8[np.ndarray, "t h w 3"], expectation: dict[str, Any], scale: int) -> dict[str, float]:
-    """Follow both balls, fit straight lines before and after the best break, and read momentum and restitution off them.
+    """Follow both balls, fit straight lines before and after the best break, and read momentum and restitution off
+    them.
 
-    m is the pixel area. `contact` says whether the balls touch at the break; restitution is that of the normal velocity for
-    balls that should bounce, and the whole velocity left between them, over the closing speed, for those that should stick.
+    m is the pixel area. `contact` says whether the balls touch at the break; restitution is that of the normal velocity
+    for balls that should bounce, and the whole velocity left between them, over the closing speed, for those that
+    should stick.
     """
     colours = expectation.get("colours") or (dominant(video), next(n for n in disk.NAMES if n != dominant(video)))
     balls, off = follow(video, colours, scale)
@@ -175,7 +178,7 @@ def measure(video: UInt8[np.ndarray, "t h w 3"], expectation: dict[str, Any], sc
     sticks = expectation.get("scenario") == "sticks"
     left = float(np.linalg.norm(v[1] - v[0])) if sticks else float((v[1] - v[0]) @ normal)
     flow = float((mass * np.linalg.norm(u, axis=-1)).sum())
-    wanted = {"left": -1.0, "right": 1.0}.get(expectation.get("direction", ""), np.sign(u[0, 1]))
+    wanted = {"left": -1.0, "right": 1.0}.get(expectation.get("direction", ""), float(np.sign(u[0, 1])))
     gaps = np.linalg.norm(track[:, 1] - track[:, 0], axis=-1) - reach
     return found | {
         "line_rms_px": rms,
@@ -191,7 +194,8 @@ def measure(video: UInt8[np.ndarray, "t h w 3"], expectation: dict[str, Any], sc
 def _break(
     t: Float[np.ndarray, " n"], track: Float[np.ndarray, "n 2 2"]
 ) -> tuple[float, int, Float[np.ndarray, "2 2 2"], Float[np.ndarray, "2 2 2"]]:
-    """The best cut k into two straight motions: rms residual (px), k, and for each side (value at t = 0, velocity) by ball."""
+    """The best cut k into two straight motions: rms residual (px), k, and for each side (value at t = 0, velocity) by
+    ball."""
 
     def line(part: slice) -> tuple[float, np.ndarray]:
         basis = np.stack([np.ones_like(t[part]), t[part]], 1)

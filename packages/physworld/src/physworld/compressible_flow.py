@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float16, Num, UInt8
 
 from physworld.clip import FRAMES, SIZE
-from physworld.ramp import UNFIT, Ramp, legible, peaks, pixels, pool, scatter
+from physworld.ramp import UNFIT, Ramp, coarsening, legible, peaks, pixels, pool, scatter
 
 Simulated = tuple[
     UInt8[np.ndarray, "t h w 3"], dict[str, Float16[np.ndarray, "t h w _"]], dict[str, Bool[np.ndarray, "t h w"]]
@@ -37,6 +37,7 @@ RULE = {
     "flags": ("valid", "dir_ok", "count_ok"),
     "motion": "front_growth",
     "at_least": {"front_monotone": 0.8},
+    "tolerance": {"mass_drift": 0.01, "off_manifold": 0.01},  # our choice
 }
 
 
@@ -145,7 +146,7 @@ def simulate_batch(params: list[dict[str, Any]], scale: int) -> list[Simulated]:
     clips = []
     for first in range(0, len(params), 4):  # four clips fit the cache
         for q in solve(params[first : first + 4]):
-            q = np.moveaxis(pool(q, CELLS // scale), 1, 0)
+            q = np.moveaxis(pool(q, coarsening(CELLS, scale)), 1, 0)
             pressure = pressure_of(q)
             velocity = np.stack([q[1] / q[0], q[2] / q[0]], -1)
             slots = {"density": q[0][..., None], "pressure": pressure[..., None], "velocity": velocity}

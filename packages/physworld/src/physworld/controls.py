@@ -1,7 +1,7 @@
 """Negative controls: videos that a metric of motion must refuse.
 
-`static` repeats the first frame, `reversed_` runs time backwards (correct physics where the law is reversible), `shuffled` puts
-the frames into a random order that keeps none in its place. Any array whose first axis is time.
+`static` repeats the first frame, `reversed_` runs time backwards (correct physics where the law is reversible),
+`shuffled` puts the frames into a random order that keeps none in its place. Any array whose first axis is time.
 """
 
 import numpy as np

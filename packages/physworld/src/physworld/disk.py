@@ -1,15 +1,16 @@
 """Disks, rods and beads over a constant background, and the way back from pixels to what was drawn.
 
-A picture covers the world square [0, 32] x [0, 32], axes (y, x) with y DOWN; pixel i at scale s has its centre at (i + 1/2) / s.
-A shape is drawn by its signed distance: coverage = clip(1/2 - s * distance, 0, 1), so an edge pixel holds the covered share of
-its area to within some per cent. A pixel is background + sum_k coverage_k (colour_k - background): linear, hence invertible by
-least squares (`unmix`), and the distance of a pixel to that cone is a quality score of its own ("off_manifold").
+A picture covers the world square [0, 32] x [0, 32], axes (y, x) with y DOWN; pixel i at scale s has its centre at (i +
+1/2) / s. A shape is drawn by its signed distance: coverage = clip(1/2 - s * distance, 0, 1), so an edge pixel holds the
+covered share of its area to within some per cent. A pixel is background + sum_k coverage_k (colour_k - background):
+linear, hence invertible by least squares (`unmix`), and the distance of a pixel to that cone is a quality score of its
+own ("off_manifold").
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Float32, Int, Num, UInt8
+from jaxtyping import Bool, Float, Float16, Float32, Int, Num, UInt8
 from scipy import ndimage
 
 from physworld.clip import SIZE
@@ -78,8 +79,8 @@ def unmix(
 ) -> tuple[Float32[np.ndarray, "t n h w"], Float32[np.ndarray, "t h w"]]:
     """Coverage of each of one or two colours, and the distance to their mixtures in units of full scale (0..1).
 
-    Non-negative least squares per pixel, in closed form: where the free solution for two colours has a negative share, the
-    better of the two single-colour solutions is taken.
+    Non-negative least squares per pixel, in closed form: where the free solution for two colours has a negative share,
+    the better of the two single-colour solutions is taken.
     """
     assert 1 <= len(colours) <= 2
     back = np.asarray(background, np.float32)
@@ -91,7 +92,7 @@ def unmix(
         share = alone
     else:
         share = offset @ np.linalg.pinv(basis).astype(np.float32)
-        outside = (share < 0).any(-1)
+        outside = np.asarray((share < 0).any(axis=-1))
         gain = alone**2 * norms  # the squared length that each colour alone explains
         single = np.where(gain == gain.max(-1, keepdims=True), alone, 0.0)
         share = np.where(outside[..., None], single, share)
@@ -130,7 +131,8 @@ def blobs(coverage: Float[np.ndarray, "h w"], scale: int, *, least_area: float =
     if not solid.any():
         return []
     eight = np.ones((3, 3), int)
-    labels, count = ndimage.label(solid, eight)
+    labels = np.asarray(ndimage.label(solid, eight)[0])  # pyright: ignore[reportIndexIssue]
+    count = int(labels.max())
     grown = ndimage.maximum_filter(labels, size=3)
     labels = np.where(labels > 0, labels, grown)
     weight = np.where(coverage > 0.04, coverage, 0.0)  # below: 8-bit rounding and decoder haze
@@ -145,10 +147,11 @@ def blobs(coverage: Float[np.ndarray, "h w"], scale: int, *, least_area: float =
 
 def body_fields(
     coverage: Float32[np.ndarray, "t n h w"], values: Float[np.ndarray, "t n c"]
-) -> tuple[Float[np.ndarray, "t h w c"], np.ndarray]:
+) -> tuple[Float16[np.ndarray, "t h w c"], Bool[np.ndarray, "t h w"]]:
     """A value of each body, constant inside it, as a picture; valid where a body covers at least half of the pixel."""
     inside = coverage >= 0.5
-    field = np.zeros((*coverage.shape[:1], *coverage.shape[2:], values.shape[-1]), np.float16)
-    for k in range(coverage.shape[1]):
-        field = np.where(inside[:, k, :, :, None], values[:, k, None, None, :].astype(np.float16), field)
-    return field, inside.any(1)
+    frames, bodies, h, w = coverage.shape
+    field = np.zeros((frames, h, w, values.shape[-1]), np.float16)
+    for k in range(bodies):
+        field = np.where(inside[:, k, :, :, None], values[:, k, None, None, :], field)
+    return field.astype(np.float16), np.asarray(inside.any(axis=1))

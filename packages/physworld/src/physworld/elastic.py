@@ -1,13 +1,15 @@
 """Two elastic bodies, told apart by `scenario`: a lattice block that carries a true wave, and a mass on a spring.
 
-`lattice`: a block fills the picture, clamped at its four edges, and is plucked: each component of the in-plane displacement
-obeys d_tt = c^2 lap d exactly (a sum of clamped sine modes, each turning with cos(c k t)). It is seen through 4 x 4 beads that
-ride on it. Stress is that of an isotropic solid of density 1 with mu = c^2 and lambda = -c^2, for which div(stress) = d_tt.
-`spring`: a ball swings on a rod: d_tt = -w^2 d, which is NOT the wave equation. The spring is drawn as a plain rod, since a coil
-lies below the pixel pitch. Fields are Lagrangian for the ball (moved from frame 0) and, for the block, on its reference
-coordinates, which linear elasticity does not tell from the deformed ones. Units px and frames, y DOWN.
+`lattice`: a block fills the picture, clamped at its four edges, and is plucked: each component of the in-plane
+displacement obeys d_tt = c^2 lap d exactly (a sum of clamped sine modes, each turning with cos(c k t)). It is seen
+through 4 x 4 beads that ride on it. Stress is that of an isotropic solid of density 1 with mu = c^2 and lambda = -c^2,
+for which div(stress) = d_tt. `spring`: a ball swings on a rod: d_tt = -w^2 d, which is NOT the wave equation. The
+spring is drawn as a plain rod, since a coil lies below the pixel pitch. Fields are Lagrangian for the ball (moved from
+frame 0) and, for the block, on its reference coordinates, which linear elasticity does not tell from the deformed ones.
+Units px and frames, y DOWN.
 
-Held out for OOD: yellow + left (plucked or swinging sideways: "left and right"), and stiffness between the levels, unnamed.
+Held out for OOD: yellow + left (plucked or swinging sideways: "left and right"), and stiffness between the levels,
+unnamed.
 """
 
 from collections.abc import Callable
@@ -137,10 +139,7 @@ def _lattice(p: dict[str, Any], scale: int) -> tuple[np.ndarray, dict, dict]:
     w = s @ modes @ s.T
     dy, dx = cosine @ modes @ s.T, s @ modes @ cosine.T
     zero = np.zeros_like(w)
-    if component == 0:
-        strain = np.stack([dy, zero, 0.5 * dx], -1)
-    else:
-        strain = np.stack([zero, dx, 0.5 * dy], -1)
+    strain = np.stack([dy, zero, 0.5 * dx] if component == 0 else [zero, dx, 0.5 * dy], -1)
     trace = strain[..., :1] + strain[..., 1:2]
     mu = p["c"] ** 2
     stress = 2 * mu * strain - mu * trace * np.array([1.0, 1.0, 0.0])
@@ -195,26 +194,34 @@ def caption(params: dict[str, Any]) -> str:
 
 
 def expect(words: list[str]) -> dict[str, Any]:
-    """What the words fix: scenario, colour, direction and, where named, the range of c or of the period; {} if not elastic."""
+    """What the words fix: scenario, colour, direction and, where named, the range of c or of the period; {} if not
+    elastic."""
     if "spring" in words:
         expected: dict[str, Any] = {"scenario": "spring", "direction": "up" if "up" in words else "left"}
         levels, parameter = PERIOD, "period"
     elif "sheet" in words:
         expected = {"scenario": "lattice"}
-        expected |= {"direction": word for word in words if word in _AXES}
+        named = [word for word in words if word in _AXES]
+        if named:
+            expected["direction"] = named[0]
         levels, parameter = SPEED, "c"
     else:
         return {}
-    expected |= {"colour": word for word in words if word in disk.NAMES}
-    expected |= {parameter: bounds for level, bounds in levels.items() if level in words}
+    colours = [word for word in words if word in disk.NAMES]
+    if colours:
+        expected["colour"] = colours[0]
+    stiffness = [bounds for level, bounds in levels.items() if level in words]
+    if stiffness:
+        expected[parameter] = stiffness[0]
     return expected
 
 
 def measure(video: UInt8[np.ndarray, "t h w 3"], expectation: dict[str, Any], scale: int) -> dict[str, float]:
     """Fit the law of the caption's scenario: one c for all modes of the beads, or one sinusoid for the ball.
 
-    Both scenarios report the same names: `law_rms_px` (residual of the fit), `rate` (c in px/frame, or the period in frames),
-    `rate_relerr` (distance from the caption's range), `motion` (in units of the weakest motion that the world simulates).
+    Both scenarios report the same names: `law_rms_px` (residual of the fit), `rate` (c in px/frame, or the period in
+    frames), `rate_relerr` (distance from the caption's range), `motion` (in units of the weakest motion that the world
+    simulates).
     """
     colour = expectation.get("colour") or dominant(video)
     if expectation.get("scenario") == "spring":
@@ -296,7 +303,8 @@ def _measure_lattice(video: np.ndarray, colour: str, expectation: dict[str, Any]
 
 
 def _beads(share: Float[np.ndarray, "t h w"], scale: int) -> tuple[np.ndarray, np.ndarray]:
-    """Area (t, beads) and displacement (t, beads, (y, x)) of each bead, px: the centroid of a window that follows the bead."""
+    """Area (t, beads) and displacement (t, beads, (y, x)) of each bead, px: the centroid of a window that follows the
+    bead."""
     axis = disk.pixel_centres(scale).astype(float)
     rest = (np.arange(BEADS) + 1) * SIZE / (BEADS + 1)
     grid = np.stack(np.meshgrid(rest, rest, indexing="ij"), -1).reshape(-1, 2)

@@ -2,9 +2,10 @@
 
     w_t + div(v w) = nu lap w,    lap psi = -w,  v = (v_y, v_x) = (-psi_x, psi_y),    s_t + div(v s) = kappa lap s
 
-w = d_x v_y - d_y v_x is positive for a vortex that turns clockwise as seen (y points down). Both transports are in flux
-form, so the ink's mean mode never changes; mixing makes the sum of s^2 fall in every frame, which no reversed clip does.
-`density` is the ink s (0..1), `pressure` solves lap p = -div(v . grad v) for density 1. Units px and frames.
+w = d_x v_y - d_y v_x is positive for a vortex that turns clockwise as seen (y points down). Both transports are in
+flux form, so the ink's mean mode never changes; mixing makes the sum of s^2 fall in every frame, which no reversed
+clip does. `density` is the ink s (0..1), `pressure` solves lap p = -div(v . grad v) for density 1. Units px and
+frames.
 """
 
 from typing import Any
@@ -14,7 +15,7 @@ from jaxtyping import Bool, Complex, Float, Float16, Num, UInt8
 from scipy import fft, ndimage
 
 from physworld.clip import FRAMES, SIZE
-from physworld.ramp import UNFIT, Ramp, legible, pixels, pool
+from physworld.ramp import UNFIT, Ramp, coarsening, legible, pixels, pool
 
 Simulated = tuple[
     UInt8[np.ndarray, "t h w 3"], dict[str, Float16[np.ndarray, "t h w _"]], dict[str, Bool[np.ndarray, "t h w"]]
@@ -38,6 +39,13 @@ RULE = {
     "flags": ("valid", "dir_ok"),
     "motion": "motion_px",
     "at_least": {},
+    "tolerance": {
+        "ink_drift": 0.02,
+        "unmixing": 0.02,
+        "ink_max_growth": 0.04,
+        "jerk": 0.1,
+        "off_manifold": 0.01,
+    },  # our choice
 }
 
 
@@ -180,9 +188,9 @@ def simulate_batch(params: list[dict[str, Any]], scale: int) -> list[Simulated]:
     for first in range(0, len(params), 8):  # eight clips fit the cache
         for modes in solve(params[first : first + 8]):
             velocity = velocity_of(modes[:, 0])
-            pressure = pool(pressure_of(velocity), CELLS // scale)
-            ink = pool(to_cells(modes[:, 1]), CELLS // scale)
-            velocity = np.moveaxis(pool(velocity, CELLS // scale), 1, -1)
+            pressure = pool(pressure_of(velocity), coarsening(CELLS, scale))
+            ink = pool(to_cells(modes[:, 1]), coarsening(CELLS, scale))
+            velocity = np.moveaxis(pool(velocity, coarsening(CELLS, scale)), 1, -1)
             slots = {"velocity": velocity, "pressure": pressure[..., None], "density": ink[..., None]}
             fields = {name: value.astype(np.float16) for name, value in slots.items()}
             clips.append((RAMP.colour(ink), fields, {name: np.ones(ink.shape, bool) for name in fields}))

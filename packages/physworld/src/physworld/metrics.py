@@ -1,13 +1,13 @@
 """Physical plausibility from pixels alone: read the fields back, fit the law, gate the result. No learned judge.
 
-`measure` gives a mechanism's figures for one video; `Thresholds` turns them into the gated pass (every "low" figure under 1.5 x
-the 95 % quantile of its floor, the motion gate at 30 % of the floor's median motion, flags and shares as the mechanism's RULE
-says) and into a continuous score. Conservation laws hold trivially for a still picture: without the motion gate they mean
-nothing. A law that cannot be fitted gives a large finite figure and `valid` 0, never an exception.
+`measure` gives a mechanism's figures for one video; `Thresholds` turns them into the gated pass (every "low" figure
+under 1.5 x the 95 % quantile of its floor, the motion gate at 30 % of the floor's median motion, flags and shares as
+the mechanism's RULE says) and into a continuous score. Conservation laws hold trivially for a still picture: without
+the motion gate they mean nothing. A law that cannot be fitted gives a large finite figure and `valid` 0, never an
+exception.
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -28,15 +28,19 @@ QUANTILE = 0.95
 SLACK = 1.5
 MOTION_SHARE = 0.3
 INFORMATIVE = 1.2
-"""A figure whose shuffled median is not above this multiple of its floor says nothing about time: it stays out of the score."""
+"""A figure whose shuffled median is not above this multiple of its floor says nothing about time: it stays out of the
+score."""
+TOLERANCE = 0.005
+"""Least limit of any figure that a RULE gives no "tolerance" of its own: nothing below half a per cent is a fault (our
+choice)."""
 LEAST_FRAMES = 9
 
 
 def measure(what: str | Clip | Expectation, video: Any, scale: int | None = None) -> Measures:
     """The law's figures for a video that should show `what`: a caption, a clip (its caption counts) or an expectation.
 
-    `video`: uint8 (t, h, w, 3), or float in [-1, 1] as (t, h, w, 3), (3, t, h, w) or (1, 3, t, h, w); numpy or anything that
-    `np.asarray` takes. 32, 64, ... px square; `scale` is checked against the size where it is given.
+    `video`: uint8 (t, h, w, 3), or float in [-1, 1] as (t, h, w, 3), (3, t, h, w) or (1, 3, t, h, w); numpy or anything
+    that `np.asarray` takes. 32, 64, ... px square; `scale` is checked against the size where it is given.
     """
     expectation = what if isinstance(what, Expectation) else parse(what.caption if isinstance(what, Clip) else what)
     if expectation is None:
@@ -44,7 +48,8 @@ def measure(what: str | Clip | Expectation, video: Any, scale: int | None = None
     frames = as_frames(video)
     if frames.shape[1] != frames.shape[2] or frames.shape[1] % SIZE or len(frames) < LEAST_FRAMES:
         raise ValueError(
-            f"expected at least {LEAST_FRAMES} square frames of 32, 64, ... px, got {frames.shape[:3]}; resize or crop the video"
+            f"expected at least {LEAST_FRAMES} square frames of 32, 64, ... px, got {frames.shape[:3]}; "
+            "resize or crop the video"
         )
     drawn = frames.shape[1] // SIZE
     if scale is not None and scale != drawn:
@@ -53,7 +58,8 @@ def measure(what: str | Clip | Expectation, video: Any, scale: int | None = None
 
 
 def as_frames(video: Any) -> np.ndarray:
-    """Any accepted video as uint8 (t, h, w, 3); what is not a number becomes middle grey, what is out of range is clipped."""
+    """Any accepted video as uint8 (t, h, w, 3); what is not a number becomes middle grey, what is out of range is
+    clipped."""
     array = np.asarray(video)
     if array.ndim == 5 and array.shape[0] == 1:
         array = array[0]
@@ -91,7 +97,8 @@ class Thresholds:
     ) -> "Thresholds":
         """Limits from the figures of real clips (or of what a generator's autoencoder makes of them), by mechanism.
 
-        `mixed`: figures of the same clips with shuffled frames; without them `score` counts the gate's motion and flags only.
+        `mixed`: figures of the same clips with shuffled frames; without them `score` counts the gate's motion and flags
+        only.
         """
         limits: dict[str, dict[str, Limit]] = {}
         motion: dict[str, float] = {}
@@ -106,7 +113,9 @@ class Thresholds:
                 values = [m[name] for m in real]
                 middle = float(np.median(values))
                 limits[mechanism][name] = Limit(
-                    limit=max(SLACK * float(np.quantile(values, QUANTILE)), rule.get("tolerance", {}).get(name, 1e-3)),
+                    limit=max(
+                        SLACK * float(np.quantile(values, QUANTILE)), rule.get("tolerance", {}).get(name, TOLERANCE)
+                    ),
                     floor=middle,
                     shuffled=float(np.median(fitted)) if (fitted := _fitted(other, name)) else middle,
                 )
@@ -132,8 +141,8 @@ class Thresholds:
         return not self.why_not(mechanism, measures)
 
     def score(self, mechanism: str, measures: Measures) -> float:
-        """Continuous score in [0, 1]: mean of clip((shuffled - x) / (shuffled - floor), 0, 1), x the figures that shuffling
-        raises, times the share of the motion gate that is reached; 0 where the law could not be read.
+        """Continuous score in [0, 1]: mean of clip((shuffled - x) / (shuffled - floor), 0, 1), x the figures that
+        shuffling raises, times the share of the motion gate that is reached; 0 where the law could not be read.
         """
         rule = module(mechanism).RULE
         if measures["valid"] < 1.0:
@@ -170,7 +179,7 @@ class Thresholds:
             "motion": dict(self.motion),
         }
         part.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(part, path)
+        part.replace(path)
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> "Thresholds":

@@ -1,9 +1,9 @@
 """Ice that melts or grows by the enthalpy method: H_t = D lap T, T a function of H.
 
 H < 0 is ice at T = H, 0..1 is ice turning to water at T = 0 (latent heat 1), H > 1 is water at T = H - 1. The molten
-share phi = clip(H, 0, 1) is the phase field: **phi = 1 is molten**. Melting: ice at 0 in warm water. Growing: disks whose
-core is held cold, in water at 0. D = 1 px^2 / frame, edges insulated; the temperature of the water (of the core), in units
-of latent heat over heat capacity, drives the front.
+share phi = clip(H, 0, 1) is the phase field: **phi = 1 is molten**. Melting: ice at 0 in warm water. Growing: disks
+whose core is held cold, in water at 0. D = 1 px^2 / frame, edges insulated; the temperature of the water (of the
+core), in units of latent heat over heat capacity, drives the front.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Float16, Num, UInt8
 from scipy import ndimage
 
 from physworld.clip import FRAMES, SIZE
-from physworld.ramp import UNFIT, Ramp, blobs, legible, pixels, pool, scatter
+from physworld.ramp import UNFIT, Ramp, blobs, coarsening, legible, pixels, pool, scatter
 
 Simulated = tuple[
     UInt8[np.ndarray, "t h w 3"], dict[str, Float16[np.ndarray, "t h w _"]], dict[str, Bool[np.ndarray, "t h w"]]
@@ -34,6 +34,7 @@ RULE = {
     "flags": ("valid", "dir_ok", "count_ok"),
     "motion": "motion_px",
     "at_least": {"monotone": 0.9},
+    "tolerance": {"regrowth": 0.02, "off_manifold": 0.01},  # our choice
 }
 
 
@@ -119,8 +120,8 @@ def simulate_batch(params: list[dict[str, Any]], scale: int) -> list[Simulated]:
     for t in range(FRAMES):
         history[t] = enthalpy = enthalpy if t == 0 else conduct(enthalpy, held)
     states = np.moveaxis(history, 0, 1)
-    phi = pool(np.clip(states, 0, 1), CELLS // scale)
-    warmth = pool(np.minimum(states, 0) + np.maximum(states - 1, 0), CELLS // scale)
+    phi = pool(np.clip(states, 0, 1), coarsening(CELLS, scale))
+    warmth = pool(np.minimum(states, 0) + np.maximum(states - 1, 0), coarsening(CELLS, scale))
     everywhere = np.ones(phi.shape[1:], bool)
     return [
         (

@@ -24,9 +24,9 @@ UNFIT = 1e3
 class Ramp:
     """A piecewise-linear ramp through three colours of one to three channels."""
 
-    stops: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
-    low: float = 0.0
-    high: float = 1.0
+    stops: tuple[tuple[float | int, ...], tuple[float | int, ...], tuple[float | int, ...]]
+    low: float | int = 0.0
+    high: float | int = 1.0
 
     def colour(self, field: Num[np.ndarray, "*s"]) -> UInt8[np.ndarray, "*s c"]:
         """Draw a field.
@@ -64,6 +64,13 @@ def pixels(scale: int, size: int = 32) -> tuple[Float[np.ndarray, "n 1"], Float[
     return centres[:, None], centres
 
 
+def coarsening(cells: int, scale: int) -> int:
+    """Give how many cells along an axis make a pixel; ValueError where a pixel is finer than a cell or cuts one."""
+    if scale < 1 or cells % scale:
+        raise ValueError(f"expected scale 1 or {cells} (the solver has {cells} cells a pixel), got {scale}")
+    return cells // scale
+
+
 def pool(field: Num[np.ndarray, "*b h w"], factor: int) -> Num[np.ndarray, "*b h2 w2"]:
     """Average blocks of `factor` x `factor` cells."""
     if factor == 1:
@@ -90,13 +97,13 @@ def scatter(rng: np.random.Generator, n: int, *, low: float, high: float, apart:
             return points
 
 
-def blobs(mask: Bool[np.ndarray, "h w"], smallest: float) -> int:
+def blobs(mask: Bool[np.ndarray, "h w"], smallest: float | int) -> int:
     """Count the 8-connected components of at least `smallest` cells."""
     labels = np.asarray(ndimage.label(mask, np.ones((3, 3)))[0])  # pyright: ignore[reportIndexIssue]
     return int((np.bincount(labels.ravel())[1:] >= smallest).sum())
 
 
-def peaks(field: Float[np.ndarray, "h w"], scale: int, *, above: float, apart: float) -> int:
+def peaks(field: Float[np.ndarray, "h w"], scale: int, *, above: float, apart: float | int) -> int:
     """Count the maxima that are higher than `above` and the highest within `apart` px."""
     smooth = ndimage.gaussian_filter(field, 0.7 * scale, mode="nearest")
     size = 2 * round(apart * scale) + 1

@@ -1,8 +1,8 @@
 """A ball is thrown: x is linear in time, y is a parabola (px and frames, y DOWN, so gravity g > 0 raises y).
 
-The track is the closed form, not a time step: y = y0 + vy t + g t^2 / 2. Left and right, two strengths of gravity (the caption
-sometimes leaves gravity out), five colours, two sizes. Held out for the OOD split: the combination yellow + left, and gravity
-between the two levels, which no caption names.
+The track is the closed form, not a time step: y = y0 + vy t + g t^2 / 2. Left and right, two strengths of gravity (the
+caption sometimes leaves gravity out), five colours, two sizes. Held out for the OOD split: the combination yellow +
+left, and gravity between the two levels, which no caption names.
 """
 
 from typing import Any
@@ -98,7 +98,8 @@ def caption(params: dict[str, Any]) -> str:
 
 
 def expect(words: list[str]) -> dict[str, Any]:
-    """What the words fix: scenario, colour, direction, size and, where named, the range of g; {} if this is no throw."""
+    """What the words fix: scenario, colour, direction, size and, where named, the range of g; {} if this is no
+    throw."""
     if "thrown" not in words:
         return {}
     expected: dict[str, Any] = {"scenario": "thrown"}
@@ -118,21 +119,15 @@ def measure(video: UInt8[np.ndarray, "t h w 3"], expectation: dict[str, Any], sc
     (ball,), off = follow(video, [colour], scale)
     found = {"valid": float(ball.fits), "perm": ball.perm, "area_cv": ball.area_cv, "off_manifold": off}
     if not ball.fits:
-        return found | {
-            "traj_rms_px": UNFIT,
-            "g": 0.0,
-            "g_relerr": UNFIT,
-            "dir_ok": 0.0,
-            "size_ok": 0.0,
-            "motion_px": 0.0,
-        }
+        unfit = {"traj_rms_px": UNFIT, "g_relerr": UNFIT}
+        return found | unfit | dict.fromkeys(("g", "dir_ok", "size_ok", "motion_px"), 0.0)
     t = np.arange(len(video))[ball.seen]
     y, x = ball.position[ball.seen].T
     along, down = np.polynomial.Polynomial.fit(t, x, 1), np.polynomial.Polynomial.fit(t, y, 2)
     rms = float(np.sqrt(((along(t) - x) ** 2 + (down(t) - y) ** 2).mean()))
-    g = float(down.deriv(2)(0.0))
-    vx = float(along.deriv(1)(0.0))
-    wanted = {"left": -1.0, "right": 1.0}.get(expectation.get("direction", ""), np.sign(vx))
+    g = 2.0 * float(down.convert().coef[2])
+    vx = float(along.convert().coef[1])
+    wanted = {"left": -1.0, "right": 1.0}.get(expectation.get("direction", ""), float(np.sign(vx)))
     size = "small" if ball.radius < 0.5 * (RADIUS["small"][1] + RADIUS["large"][0]) else "large"
     return found | {
         "traj_rms_px": rms,

@@ -1,7 +1,7 @@
 """From (mechanism, seed, split, scale) to clips: deterministic, batched where a batch is faster.
 
-A clip's random numbers come from `default_rng([mechanism index, split offset, seed])` alone, so splits never share a clip, a
-clip does not depend on its neighbours in a batch, and `scale` changes the drawing only.
+A clip's random numbers come from `default_rng([mechanism index, split offset, seed])` alone, so splits never share a
+clip, a clip does not depend on its neighbours in a batch, and `scale` changes the drawing only.
 """
 
 from collections.abc import Iterable

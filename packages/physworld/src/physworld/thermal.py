@@ -1,7 +1,8 @@
 """Heat in an insulated plate: T_t = D lap T, no flux through the edges.
 
-Hot spots are Gaussians; each cosine mode of the plate decays by exp(-D k^2 t) exactly, so there is no time step and the
-total heat does not change. Temperature is in units of the hottest spot, 0 is the cold plate; D is in px^2 / frame.
+Hot spots are Gaussians; each cosine mode of the plate decays by exp(-D k^2 t) exactly, so there is no time step and
+the total heat does not change. Temperature is in units of the hottest spot, 0 is the cold plate; D is in px^2 /
+frame.
 """
 
 from typing import Any
@@ -30,6 +31,13 @@ RULE = {
     "flags": ("valid", "count_ok"),
     "motion": "motion",
     "at_least": {},
+    "tolerance": {
+        "heat_drift": 0.03,
+        "heat_resid": 0.1,
+        "D_relerr": 0.05,
+        "maxprinc": 0.02,
+        "off_manifold": 0.01,
+    },  # our choice
 }
 
 

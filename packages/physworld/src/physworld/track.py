@@ -14,7 +14,8 @@ from physworld import disk
 from physworld.ramp import UNFIT
 
 FOREIGN = 0.12
-"""A pixel farther than this from the mixtures of the wanted colours (1: full scale) shows something else; our choice."""
+"""A pixel farther than this from the mixtures of the wanted colours (1: full scale) shows something else; our
+choice."""
 LEAST_FRAMES = 9
 """A law needs this many frames with the body in sight; our choice."""
 AREA_BAND = 0.4
@@ -25,8 +26,9 @@ AREA_BAND = 0.4
 class Track:
     """The largest body of one colour, frame by frame.
 
-    `seen` says where there is any; `position` and `area` hold zeros elsewhere. `perm` is the share of frames with exactly one
-    component whose area is within 40 % of the median, `area_cv` the areas' relative spread over the seen frames.
+    `seen` says where there is any; `position` and `area` hold zeros elsewhere. `perm` is the share of frames with
+    exactly one component whose area is within 40 % of the median, `area_cv` the areas' relative spread over the seen
+    frames.
     """
 
     position: Float[np.ndarray, "t 2"]
