@@ -1,3 +1,63 @@
-import typer
+"""`bench`: measure physical plausibility and show it."""
 
-app = typer.Typer()
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
+console = Console()
+
+
+def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Show what a user can mend as one line instead of a traceback."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except ValueError as error:
+            console.print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
+            raise typer.Exit(2) from error
+
+    return run
+
+
+@app.callback()
+def main() -> None:
+    """Measure physical plausibility and show it."""
+
+
+@app.command()
+@plain_errors
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder of report.html and result.json.")] = Path("bench-demo"),
+    clips: Annotated[int, typer.Option(min=1, help="Clips a mechanism.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise and of the live training.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Euler steps.")] = 25,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance.")] = 1.5,
+    backbone: Annotated[str, typer.Option(help="'world', or a diffusers folder.")] = "world",
+    workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 2,
+    live: Annotated[bool, typer.Option(help="Train 60 steps of PILA first.")] = True,
+) -> None:
+    """Compare base, plain adapter and PILA on the embedded backbone; write a report to open in a browser."""
+    import torch
+
+    from bench.demo import run, shipped_systems, tables
+    from bench.generate import Setting
+    from bench.report import write
+
+    torch.set_num_threads(1)
+    setting = Setting(backbone, clips, "test", seed, steps, guidance)
+    result = run(setting, shipped_systems(), workers=workers, train_live=live)
+    report = write(result, out)
+    for table in tables(result):
+        console.print(table)
+    console.print(f"demo, not a claim. Open [bold]{report}[/] in a browser.")
+
+
+if __name__ == "__main__":
+    app()
