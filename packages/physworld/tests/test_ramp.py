@@ -69,7 +69,7 @@ def test_peaks_and_blobs_are_counted() -> None:
 
 
 def test_scattered_points_keep_their_distance() -> None:
-    points = scatter(np.random.default_rng(1), 3, low=5, high=27, apart=11)
+    points = scatter(np.random.default_rng(1), 3, low=5.0, high=27.0, apart=11.0)
     assert min(np.linalg.norm(points[i] - points[j]) for i, j in [(0, 1), (0, 2), (1, 2)]) >= 11
     assert points.min() >= 5
     assert points.max() <= 27

@@ -26,7 +26,8 @@ LEVELS = {
     "vortex": {"very weak": 0.4, "weak": 0.6, "strong": 1.1, "very strong": 1.4},
     "pair": {"very weak": 0.18, "weak": 0.26, "strong": 0.46, "very strong": 0.58},
 }
-"""Greatest speed of the vortex / speed of the pair in px / frame; "very weak" is held out of training (our choice)."""
+"""Greatest speed of the vortex / speed of the pair in px / frame, in open water; the periodic box's return flow costs a
+lone vortex about a fifth. "very weak" is held out of training (our choice)."""
 SPINS = {"clockwise": 1, "counterclockwise": -1}
 HEADINGS = {"right": (0, 1), "left": (0, -1), "down": (1, 0), "up": (-1, 0)}
 RAMP = Ramp(((225, 220, 200), (70, 140, 190), (40, 15, 90)), -0.02, 1.05)

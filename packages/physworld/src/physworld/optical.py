@@ -64,7 +64,7 @@ def sample(rng: np.random.Generator, split: str) -> dict[str, Any]:
             "start": start,
             "width": float(rng.uniform(1.2, 1.6)),
         }
-    places = scatter(rng, COUNTS[count], low=7, high=SIZE - 7, apart=10)
+    places = scatter(rng, COUNTS[count], low=7.0, high=SIZE - 7.0, apart=10.0)
     return params | {"drops": [[float(y), float(x), float(rng.uniform(1.6, 2.2))] for y, x in places]}
 
 
@@ -120,7 +120,7 @@ def pulses(params: list[dict[str, Any]]) -> Float[np.ndarray, "b t n n"]:
         shape = np.exp(-((x.astype(np.float32) - start - c * np.float32(t)) ** 2) / (2 * width**2))
         return (np.broadcast_to(shape, open_.shape) * open_).astype(np.float32)
 
-    before, now = pulse(-1 / STEPS), pulse(0)
+    before, now = pulse(-1 / STEPS), pulse(0.0)
     gain, history = np.square(c * np.float32(CELLS / STEPS)), [now]
     for _ in range(FRAMES - 1):
         for _ in range(STEPS):

@@ -51,8 +51,8 @@ def sample(rng: np.random.Generator, split: str) -> dict[str, Any]:
     melts = scenario == "melt"
     bounds = ((5, 8) if count == "one" else (4, 6)) if melts else ((2.5, 4) if count == "one" else (2.5, 3))
     radii = rng.uniform(*bounds, COUNTS[count])
-    room, gap = radii.max() + (1.5 if melts else 5), 2.5 if melts else 9
-    places = scatter(rng, COUNTS[count], low=room, high=SIZE - room, apart=radii.sum() + gap)
+    room, gap = float(radii.max()) + (1.5 if melts else 5), 2.5 if melts else 9
+    places = scatter(rng, COUNTS[count], low=room, high=SIZE - room, apart=float(radii.sum()) + gap)
     disks = np.column_stack([places, radii]).tolist()
     return {
         "scenario": scenario,

@@ -88,7 +88,9 @@ def legible(field: Float[np.ndarray, "t h w"], off: Float[np.ndarray, "t h w"]) 
     return bool(smooth.var() > LEGIBLE_SMOOTH * spread)
 
 
-def scatter(rng: np.random.Generator, n: int, *, low: float, high: float, apart: float) -> Float[np.ndarray, "n 2"]:
+def scatter(
+    rng: np.random.Generator, n: int, *, low: float | int, high: float | int, apart: float | int
+) -> Float[np.ndarray, "n 2"]:
     """Draw n points (y, x) in a square, all at least `apart` px from one another, by rejecting whole sets."""
     while True:
         points = rng.uniform(low, high, (n, 2))

@@ -50,7 +50,7 @@ def sample(rng: np.random.Generator, split: str) -> dict[str, Any]:
             break
     if ood == "range":
         level = "very " + level
-    places = scatter(rng, COUNTS[count], low=5, high=SIZE - 5, apart=11)
+    places = scatter(rng, COUNTS[count], low=5.0, high=SIZE - 5.0, apart=11.0)
     spots = [[float(y), float(x), float(rng.uniform(1.8, 2.8)), float(rng.uniform(0.7, 1.0))] for y, x in places]
     return {"scenario": "spots", "count": count, "level": level, "D": LEVELS[level], "spots": spots, "ood": ood}
 
