@@ -7,7 +7,7 @@ import torch
 
 from backbones import flow
 
-COLOURS = {"light on dark": ((200, 220, 240), (30, 30, 35)), "equal grey": ((220, 60, 60), (60, 128, 60))}
+COLOURS = {"light on dark": ((200, 220, 240), (30, 30, 35)), "equal grey": ((220, 60, 60), (60, 141, 60))}
 
 
 def disc(velocity, colours, size=32, frames=6):
