@@ -274,6 +274,16 @@ def test_nan_under_the_mask_reaches_neither_loss_nor_gradient():
         torch.testing.assert_close(r.loss, clean[key].loss)
 
 
+def test_a_face_beside_an_invalid_node_weighs_nothing():
+    mask = torch.ones(1, 1, 3, 4, 4)
+    mask[:, :, 1, 2, 2] = 0
+    p = torch.where(mask > 0, 5.0, torch.nan)
+    out = evaluate({"pressure": p, "density": p, "velocity": p.expand(-1, 2, -1, -1, -1)}, pf.Grid(), ["fluid"],
+                   families=["stabilizer"], mask=mask)  # fmt: skip
+    assert not any(r.loss.any() for r in out.values())
+    assert pf.face_mask(mask, "x", pf.Grid())[0, 0, 1, 2].tolist() == [1.0, 0.0, 0.0]
+
+
 def test_an_empty_mask_gives_zero_loss_and_zero_gradient():
     bank = {s: f.requires_grad_() for s, f in random_bank().items()}
     mask = torch.ones(3, 1, 5, 5, 5)
