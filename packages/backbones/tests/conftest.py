@@ -1,5 +1,6 @@
 """One tiny Wan for all tests of this member; its weights are random and its VAE is fitted to noise with structure."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,8 @@ def pytest_collection_modifyitems(items):
         for line in WARNINGS:
             item.add_marker(pytest.mark.filterwarnings(line))
 
+
+cv2.setNumThreads(1)  # as torch: two thread teams on two cores wait for each other
 
 WORDS = ["a", "large", "small", "blue", "red", "ball", "is", "thrown", "to", "the", "left", "right"]
 
