@@ -284,6 +284,14 @@ def test_a_face_beside_an_invalid_node_weighs_nothing():
     assert pf.face_mask(mask, "x", pf.Grid())[0, 0, 1, 2].tolist() == [1.0, 0.0, 0.0]
 
 
+def test_a_residual_whose_stencil_touches_an_invalid_node_weighs_nothing():
+    mask = torch.ones(1, 1, 7, 9, 9)
+    mask[:, :, 0, 0, 8] = 0
+    T = torch.where(mask > 0, 5.0, torch.nan)
+    out = evaluate({"temperature": T, "velocity": torch.zeros(1, 2, 7, 9, 9)}, pf.Grid(), ["thermal"], mask=mask)
+    assert not any(r.loss.any() for r in out.values())
+
+
 def test_an_empty_mask_gives_zero_loss_and_zero_gradient():
     bank = {s: f.requires_grad_() for s, f in random_bank().items()}
     mask = torch.ones(3, 1, 5, 5, 5)
