@@ -2,13 +2,34 @@
 
 import pytest
 import torch
-from backbones import WanBackbone, tiny
-from trainers import InMemory
 
+from backbones import WanBackbone, tiny
 from pila.adapter import PilaAdapter
 from pila.config import Recipe, load_recipe
+from trainers import InMemory
 
-WORDS = "a the large small blue red ball balls is thrown to left right two collide ink ice melts heat wave".split()
+WORDS = [
+    "a",
+    "the",
+    "large",
+    "small",
+    "blue",
+    "red",
+    "ball",
+    "balls",
+    "is",
+    "thrown",
+    "to",
+    "left",
+    "right",
+    "two",
+    "collide",
+    "ink",
+    "ice",
+    "melts",
+    "heat",
+    "wave",
+]
 SMALL = (
     "batch=4",
     "network.width=8",

@@ -1,11 +1,11 @@
 """Laws of the model: identity at the start, fields that obey their own definitions, routing, masks and gate."""
 
-import physfields as pf
 import pytest
 import torch
+
+import physfields as pf
 from backbones import Text, attach, sample
 from physexperts import MECHANISMS
-
 from pila import masks
 from pila.adapter import PilaAdapter
 from pila.afe import AFE
@@ -76,7 +76,7 @@ def test_every_slot_survives_packing_by_name():
 
 
 def test_displacement_is_the_integral_of_velocity_with_true_latent_times(trained, batch):
-    x_s, v, sigma, _, _ = batch
+    x_s, _v, sigma, _, _ = batch
     _, recovered = trained.recover(x_s, sigma)
     grid = trained.grid(5)
     assert grid.gaps("t", 5)[0] == pytest.approx(0.625)
@@ -95,7 +95,8 @@ def test_recovered_fields_keep_their_constraints(trained, batch):
     for centred in ("pressure", "temperature"):
         assert f[centred].mean((1, 2, 3, 4)).abs().max() < 1e-5
     assert f["density"].min() > trained.recipe.anchors.density_floor
-    assert 0 < f["phase"].min() and f["phase"].max() < 1
+    assert f["phase"].min() > 0
+    assert f["phase"].max() < 1
     spherical = torch.cat([f["pressure"], f["pressure"], torch.zeros_like(f["pressure"])], 1)
     closure = f["stress"] + trained.recipe.anchors.pressure_scale * spherical
     assert torch.allclose(closure, 2 * trained.recipe.anchors.shear_scale * f["strain"], atol=1e-5)
@@ -135,7 +136,8 @@ def test_with_k_zero_the_bank_is_left_as_it_was(backbone, make_recipe, batch):
     adapter = PilaAdapter(backbone.spec, make_recipe("routing.k=0"))
     torch.nn.init.normal_(adapter.decoder.out.weight)
     a = adapter.anatomy(x_s, v, sigma, text, labels)
-    assert torch.equal(a.refined, a.recovered.bank) and not len(a.proposals.values)
+    assert torch.equal(a.refined, a.recovered.bank)
+    assert not len(a.proposals.values)
     assert a.correction.any()
 
 
@@ -144,7 +146,8 @@ def test_an_operator_changes_only_the_fields_of_its_recipe(trained, batch):
     p = trained.anatomy(x_s, v, sigma, text, labels).proposals
     for value, expert in zip(p.values, p.experts.tolist(), strict=True):
         allowed = torch.tensor(channels_of(RECIPES[MECHANISMS[expert]]))
-        assert value[~allowed].abs().max() == 0 and value[allowed].abs().max() > 0
+        assert value[~allowed].abs().max() == 0
+        assert value[allowed].abs().max() > 0
 
 
 def test_the_refined_bank_is_the_bank_plus_weighted_proposals(trained, batch):
@@ -166,7 +169,9 @@ def test_one_clip_is_not_changed_by_its_neighbours_in_the_batch(trained, batch):
 
 def test_padding_of_the_text_does_not_reach_the_condition(trained, batch):
     _, _, sigma, text, labels = batch
-    longer = Text(torch.cat([text.features, torch.zeros(B, 5, 16)], 1), torch.cat([text.mask, torch.zeros(B, 5) > 0], 1))
+    longer = Text(
+        torch.cat([text.features, torch.zeros(B, 5, 16)], 1), torch.cat([text.mask, torch.zeros(B, 5) > 0], 1)
+    )
     short = trained.condition(text.features, text.mask, labels, sigma)
     assert torch.allclose(short, trained.condition(longer.features, longer.mask, labels, sigma), atol=1e-6)
 
@@ -174,7 +179,9 @@ def test_padding_of_the_text_does_not_reach_the_condition(trained, batch):
 def test_the_gate_is_quadratic_and_never_below_its_floor():
     sigma = torch.linspace(0, 1, 11)
     g = gate(sigma, 0.25)
-    assert g[0] == 1 and g[-1] == 0.25 and (g.diff() < 0).all()
+    assert g[0] == 1
+    assert g[-1] == 0.25
+    assert (g.diff() < 0).all()
     assert torch.allclose(g.diff().diff(), torch.full((9,), 2 * 0.75 * 0.01), atol=1e-6)
 
 
@@ -193,7 +200,8 @@ def test_masks_stay_between_floor_and_one_and_find_what_moves():
     velocity, x0 = torch.zeros(1, 2, 5, 8, 8), torch.zeros(1, 4, 5, 8, 8)
     velocity[:, :, 2:, 2:4, 2:4] = 1.0
     m = masks.bootstrap(velocity, x0, pf.Grid(), weights=(0.55, 0.25, 0.20), quantile=0.95, floor=0.08)
-    assert m.min() == pytest.approx(0.08) and m.max() == 1
+    assert m.min() == pytest.approx(0.08)
+    assert m.max() == 1
     assert m[..., 2:4, 2:4].mean() > 3 * m[..., 6:, 6:].mean()
     still = masks.bootstrap(0 * velocity, x0, pf.Grid(), weights=(0.55, 0.25, 0.20), quantile=0.95, floor=0.08)
     assert torch.equal(still, torch.full_like(still, 0.08))

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from backbones import attach, bundle, sample
-from trainers import NonFiniteLoss, fit
 
+from backbones import attach, bundle, sample
 from pila.train import fresh, save_bundle, stages, train
+from trainers import NonFiniteLoss, fit
 
 ABLATIONS = {
     "plain adapter": ["adapter=plain"],
@@ -124,7 +124,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(backbone, 
 
 
 def test_an_unknown_stage_is_refused(backbone, data, make_recipe, tmp_path):
-    with pytest.raises(ValueError, match="observe-0-0.3"):
+    with pytest.raises(ValueError, match=r"observe-0-0\.3"):
         train(make_recipe(), backbone, data, out=tmp_path, only="obsrve", quiet=True)
 
 

@@ -1,26 +1,28 @@
-"""PILA on a frozen generator: recover the fields of its estimate, let routed experts correct them, decode a change of its velocity.
+"""PILA on a frozen generator: recover the fields of its estimate, let routed experts correct them, decode a change of
+its velocity.
 
-One call per noise level: x0 = x_s - sigma v -> E_phi -> AFE -> bank P -> router -> operators -> P^ = P + sum_k pi_k dP_k -> D_psi -> g(sigma) dv. The
-adapter sees latents and velocities only, never the blocks of the model, so one bundle serves every model with the same latent space. A fresh
-adapter returns exactly zero.
+One call per noise level: x0 = x_s - sigma v -> E_phi -> AFE -> bank P -> router -> operators -> P^ = P + sum_k pi_k
+dP_k -> D_psi -> g(sigma) dv. The adapter sees latents and velocities only, never the blocks of the model, so one
+bundle serves every model with the same latent space. A fresh adapter returns exactly zero.
 
 `anatomy` gives everything that happened on the way, for losses and for pictures; `correction` is what sampling calls.
 
 References: PILA (Wang et al., 2026), Eq. 1-10.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import physfields as pf
 import torch
-from backbones import Backbone, Spec, Text, paths
 from jaxtyping import Float
-from physexperts import MECHANISMS, LabelPriorRouter, Pairs, Routing, UniformRouter
-from physfields.residuals import TABLE
 from torch import Tensor, nn
 
+import physfields as pf
+from backbones import Backbone, Spec, Text, paths
+from physexperts import MECHANISMS, LabelPriorRouter, Pairs, Routing, UniformRouter
+from physfields.residuals import TABLE
 from pila.afe import AFE, Recovered
 from pila.bank import CHANNELS
 from pila.condition import Condition
@@ -36,7 +38,9 @@ __all__ = ["Anatomy", "PilaAdapter"]
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What the adapter did to one batch: estimate, fields, routing, proposals of the experts, correction (already gated)."""
+    """What the adapter did to one batch: estimate, fields, routing, proposals of the experts, correction (already
+    gated).
+    """
 
     x0: Float[Tensor, "b c t h w"]
     recovered: Recovered
@@ -91,13 +95,16 @@ class PilaAdapter(nn.Module):
         self.decoder = Decoder(
             bank=CHANNELS, channels=spec.latent.channels, condition=net.condition_width, width=net.width
         )
-        self.labels: Tensor | None = None
-        self.sigma_range = (0.0, 1.0)
+        self.labels: Tensor | None = None  # of the prompts that are being sampled
+        self.sigma_range = (0.0, 1.0)  # where sampling is corrected
+        self.watch: Callable[[float, Anatomy], None] | None = None  # sees every anatomy of a sampling
 
     @classmethod
-    def from_bundle(cls, bundle: Any, backbone: Backbone) -> "PilaAdapter":
-        """Build the adapter of a trained bundle for a backbone that it fits."""
-        adapter = cls(backbone.spec, Recipe.model_validate(bundle.meta["config"]))
+    def from_bundle(cls, bundle: Any, backbone: Backbone, *, recipe: Recipe | None = None) -> "PilaAdapter":
+        """Build the adapter of a trained bundle for a backbone that it fits; `recipe` replaces the one it was trained
+        with.
+        """
+        adapter = cls(backbone.spec, recipe or Recipe.model_validate(bundle.meta["config"]))
         for name, module in adapter.groups().items():
             module.load_state_dict(bundle.tensors.get(name, {}))
         return adapter.to(next(backbone.transformer.parameters()).device).eval()
@@ -137,8 +144,8 @@ class PilaAdapter(nn.Module):
     ) -> Anatomy:
         """Run the whole adapter; `warmth` in [0, 1] scales the condition and the label prior while they are warmed up.
 
-        `sigma` is one number a sample, or a map that broadcasts over the latent (0 on a clean prefix): the noisiest point is then the
-        level that encoder, condition and gate see.
+        `sigma` is one number a sample, or a map that broadcasts over the latent (0 on a clean prefix): the noisiest
+        point is then the level that encoder, condition and gate see.
         """
         x0 = paths.to_x0(x_s, velocity, sigma).float()
         level = sigma.reshape(len(sigma), -1).amax(1).float()
@@ -186,7 +193,10 @@ class PilaAdapter(nn.Module):
         if labels is None or len(labels) != len(x_s):
             got = "none" if labels is None else str(len(labels))
             raise ValueError(f"expected labels of {len(x_s)} prompts, got {got}; call `prepare(prompts, text)` first")
-        return self.anatomy(x_s, v, sigma, text, labels).correction.to(v.dtype)
+        anatomy = self.anatomy(x_s, v, sigma, text, labels)
+        if self.watch is not None:
+            self.watch(float(sigma.max()), anatomy)
+        return anatomy.correction.to(v.dtype)
 
 
 @lru_cache(maxsize=32)

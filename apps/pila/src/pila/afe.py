@@ -1,13 +1,14 @@
 """AFE: recovers the fields of the bank from the encoder's features, observable ones first.
 
-Velocity is the kinematic anchor: it is read out of a scaffold by a light head, and divergence, curl, strain rate and displacement are
-derived from it by the operators of `physfields`, never predicted beside it. Pressure, density, and then the weak fields (phase, temperature,
-impulse, wave) come from heads that read the features and what has been recovered before them. A field that the phase has not reached is exactly
-zero and its head is not run.
+Velocity is the kinematic anchor: it is read out of a scaffold by a light head, and divergence, curl, strain rate and
+displacement are derived from it by the operators of `physfields`, never predicted beside it. Pressure, density, and
+then the weak fields (phase, temperature, impulse, wave) come from heads that read the features and what has been
+recovered before them. A field that the phase has not reached is exactly zero and its head is not run.
 
-Units: latent pixels and source frames / 4. Vectors (y, x), y down. `strain` is a strain RATE (it is made of velocity, Eq. 16) and `stress`
-its closure with pressure. Pressure and temperature are centred over each sample; density is above a floor; phase is in (0, 1), 1 = molten
-or active. Everything here runs and ends in fp32, whatever autocast says: a second derivative of a rounded field is noise.
+Units: latent pixels and source frames / 4. Vectors (y, x), y down. `strain` is a strain RATE (it is made of velocity,
+Eq. 16) and `stress` its closure with pressure. Pressure and temperature are centred over each sample; density is
+above a floor; phase is in (0, 1), 1 = molten or active. Everything here runs and ends in fp32, whatever autocast
+says: a second derivative of a rounded field is noise.
 
 References: PILA (Wang et al., 2026), Eq. 13-20; head layers and the context of the weak heads are our choice.
 """
@@ -16,12 +17,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import physfields as pf
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import physfields as pf
 from pila.bank import CHANNELS, COMPONENTS, PHASES, SLOTS, pack, read
 
 __all__ = ["AFE", "Recovered"]
@@ -31,7 +32,9 @@ Mode = Literal["anchored", "free_kinematics", "scaffold"]
 
 @dataclass(frozen=True)
 class Recovered:
-    """The packed bank P, the same fields by name (only those that the phase has reached), and the scaffold P^pre (Eq. 13)."""
+    """The packed bank P, the same fields by name (only those that the phase has reached), and the scaffold P^pre (Eq.
+    13).
+    """
 
     bank: Float[Tensor, "b 32 t h w"]
     scaffold: Float[Tensor, "b 32 t h w"]
@@ -58,8 +61,8 @@ class Head(nn.Module):
 class AFE(nn.Module):
     """The scaffold and the heads; `mode` is "anchored" (the paper), or an ablation.
 
-    "free_kinematics" (w/o kinematic anchor) reads displacement and strain from the scaffold and gives the heads no derived
-    descriptors; "scaffold" (w/o AFE) reads every field from the scaffold.
+    "free_kinematics" (w/o kinematic anchor) reads displacement and strain from the scaffold and gives the heads no
+    derived descriptors; "scaffold" (w/o AFE) reads every field from the scaffold.
     """
 
     def __init__(

@@ -1,12 +1,13 @@
 """The bank: ten physical fields packed into 32 channels, read and written by name.
 
-Axes are (b, channel, t, y, x), y down, vectors (y, x). A vector fills its four channels as [y, x, y, x], a symmetric tensor
-as [yy, xx, yx, yx], a scalar is repeated over its slot. Reading averages the copies, so that an expert which changes one copy
-changes the field by its share. What surprises: the velocity slot holds a four-channel scaffold whose readout is learned
-(`afe.Velocity`); that readout starts as the same average, and `read` here is what it is before training.
+Axes are (b, channel, t, y, x), y down, vectors (y, x). A vector fills its four channels as [y, x, y, x], a symmetric
+tensor as [yy, xx, yx, yx], a scalar is repeated over its slot. Reading averages the copies, so that an expert which
+changes one copy changes the field by its share. What surprises: the velocity slot holds a four-channel scaffold whose
+readout is learned (`afe.Velocity`); that readout starts as the same average, and `read` here is what it is before
+training.
 
-References: PILA (Wang et al., 2026), Eq. 12 and its contract of 32 channels; the split of the widths is derived, the order
-of components is ours.
+References: PILA (Wang et al., 2026), Eq. 12 and its contract of 32 channels; the split of the widths is derived, the
+order of components is ours.
 """
 
 from collections.abc import Iterable, Mapping
@@ -90,7 +91,9 @@ def read(bank: Float[Tensor, "b 32 t h w"], slot: str) -> Float[Tensor, "b c t h
 def pack(
     fields: Mapping[str, Float[Tensor, "b _ t h w"]], *, scaffold: Float[Tensor, "b 4 t h w"] | None = None
 ) -> Float[Tensor, "b 32 t h w"]:
-    """Pack fields by name; a slot that is not given is exactly zero; `scaffold` is stored as the velocity slot as it is."""
+    """Pack fields by name; a slot that is not given is exactly zero; `scaffold` is stored as the velocity slot as it
+    is.
+    """
     like = next(iter(fields.values()))
     empty = like.new_zeros(len(like), 1, *like.shape[2:])
     parts = []

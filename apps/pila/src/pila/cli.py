@@ -1,3 +1,326 @@
-import typer
+"""The command line: check, plan, cache, train, generate, evaluate, export, time.
 
-app = typer.Typer()
+Every command takes `--config RECIPE.yaml` (or the name of a shipped recipe; none: `tiny`) and `--set a.b=c`. What a
+user got wrong is one red line and exit code 1 (2 for a wrong command line), never a traceback. Results go to stdout,
+progress and tables to stderr.
+"""
+
+import functools
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from backbones import WanBackbone
+    from pila.adapter import PilaAdapter
+    from pila.config import Recipe
+
+__all__ = ["app"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+app = typer.Typer(
+    help="PILA: a frozen generator corrected by routed physics experts on recovered fields.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Config = Annotated[str | None, typer.Option("--config", help="recipe file, or the name of a shipped one")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="override, such as routing.k=2 (repeatable)")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bars")]
+Cached = Annotated[Path, typer.Option("--cache", help="folder of the cache")]
+Out = Annotated[Path, typer.Option("--out", help="folder of the run")]
+Bundled = Annotated[Path | None, typer.Option("--bundle", help="folder of a trained bundle (none: the shipped one)")]
+
+
+def friendly(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn what a user got wrong into one red line, and warnings into yellow ones."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        warnings.showwarning = _show_warning
+        try:
+            return command(*args, **kwargs)
+        except (ValueError, ArithmeticError, ImportError, FileNotFoundError) as error:
+            errors.print(f"error: {error}", style="bold red", markup=False)
+            raise typer.Exit(1) from None
+
+    return run
+
+
+@app.command()
+@friendly
+def check(
+    config: Config = None,
+    set_: Set = None,
+    cache: Cached = Path("runs/cache"),
+    quiet: Quiet = False,
+) -> None:
+    """Check recipe, backbone and data: sizes, labels, the round trip through the autoencoder, identity at the start."""
+    import torch
+
+    from backbones import attach, sample
+    from pila.data import prepare
+    from pila.train import fresh
+
+    recipe, backbone = _load(config, set_)
+    d = recipe.data
+    shape = backbone.spec.latent.shape(d.frames, d.height, d.width)
+    few = recipe.model_copy(update={"data": d.model_copy(update={"clips": min(d.clips, 16)})})
+    found = prepare(few, backbone, cache, quiet=quiet)
+    latent = found.data[0]["latent"][None]
+    with torch.no_grad():
+        again = backbone.encode(backbone.decode(latent.to(recipe.device))).cpu()
+    drift = float((again - latent).square().mean().sqrt() / latent.square().mean().sqrt())
+    adapter = fresh(recipe, backbone)
+    one = functools.partial(
+        sample, backbone, ["a ball"], seed=0, frames=d.frames, height=d.height, width=d.width, steps=1
+    )
+    base = one()
+    with attach(backbone, adapter, mode=recipe.sampling.mode):
+        same = torch.equal(one(), base)
+    table = Table(show_header=False)
+    table.add_row("backbone", f"{backbone.id} ({backbone.digest})")
+    table.add_row(
+        "latent", f"{shape}, times {[round(t, 3) for t in backbone.spec.time.latent_times(d.frames).tolist()]}"
+    )
+    table.add_row("adapter", f"{sum(p.numel() for p in adapter.parameters()):,} parameters")
+    table.add_row("identity at the start", "bit for bit" if same else "BROKEN")
+    table.add_row("latent -> video -> latent", f"{drift:.3f} relative rms")
+    table.add_row("clips looked at", f"{found.clips} ({', '.join(f'{m} {n}' for m, n in found.labels.items() if n)})")
+    table.add_row("left out", "\n".join(f"{s.path}: {s.why}" for s in found.skipped) or "none")
+    Console().print(table)
+    if not same:
+        raise ValueError("a fresh adapter changes the backbone's output: please report this")
+
+
+@app.command()
+@friendly
+def plan(config: Config = None, set_: Set = None) -> None:
+    """Show the stages with their groups, steps and rates, and what they need, without training."""
+    from pila.train import fresh, stages
+    from trainers import InMemory
+
+    recipe, backbone = _load(config, set_)
+    d = recipe.data
+    shape = backbone.spec.latent.shape(d.frames, d.height, d.width)
+    adapter = fresh(recipe, backbone)
+    table = Table("stage", "steps", "batch", "groups (learning rate)", "ramps")
+    for stage in stages(recipe, adapter, backbone, InMemory({"latent": [0]})):
+        rates = ", ".join(f"{g} {stage.optim.lr * factor:g}" for g, factor in stage.groups.items())
+        late = ", ".join(f"{g} from step {step}" for g, step in stage.unfreeze.items())
+        ramps = ", ".join(f"{n} to {r.end:g} by {r.to_step}" for n, r in stage.ramps.items())
+        per_step = f"{stage.batch_size} x {stage.accumulate}"
+        table.add_row(stage.name, str(stage.length.steps), per_step, "; ".join(filter(None, (rates, late))), ramps)
+    console = Console()
+    console.print(table)
+    weights = sum(p.numel() for p in adapter.parameters())
+    numbers = shape[0] * shape[1] * shape[2] * shape[3]
+    stored = 4 * (numbers + 2 * numbers // shape[0] + backbone.spec.text_length * backbone.spec.text_dim)
+    console.print(
+        f"{recipe.steps} steps; {weights:,} parameters, {16 * weights / 1e6:.1f} MB with gradients and optimizer"
+    )
+    console.print(f"latent {shape}; at most {stored / 1e6:.2f} MB of cache a clip")
+    console.print("seconds a step on this machine: `pila time`")
+
+
+@app.command()
+@friendly
+def cache(config: Config = None, set_: Set = None, root: Cached = Path("runs/cache"), quiet: Quiet = False) -> None:
+    """Make latents, flow and text features of the recipe's clips; run it again to go on."""
+    from pila.data import prepare
+
+    recipe, backbone = _load(config, set_)
+    found = prepare(recipe, backbone, root, quiet=quiet)
+    for s in found.skipped:
+        errors.print(f"left out: {s.path}: {s.why}", style="yellow", markup=False)
+    summary = {"clips": found.clips, "computed": found.computed, "skipped": len(found.skipped), "labels": found.labels}
+    print(json.dumps(summary))
+
+
+@app.command()
+@friendly
+def train(
+    config: Config = None,
+    set_: Set = None,
+    out: Out = Path("runs/pila"),
+    root: Cached = Path("runs/cache"),
+    stage: Annotated[
+        str | None, typer.Option("--stage", help="stop after this stage (or stages that begin so)")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on where the run was stopped")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train through all stages and write `OUT/bundle`; a killed run goes on with --resume and ends with the same
+    weights.
+    """
+    from pila.data import prepare
+    from pila.train import train as run
+    from trainers import dump_config
+
+    recipe, backbone = _load(config, set_)
+    found = prepare(recipe, backbone, root, quiet=quiet)
+    for s in found.skipped:
+        errors.print(f"left out: {s.path}: {s.why}", style="yellow", markup=False)
+    dump_config(recipe, out / "recipe.yaml")
+    _, result = run(recipe, backbone, found.data, out=out, resume=resume, only=stage, quiet=quiet)
+    summary = {
+        "bundle": str(out / "bundle"),
+        "clips": found.clips,
+        "steps": result.global_step,
+        "seconds": round(result.seconds, 1),
+        "losses": {name: round(value, 5) for name, value in result.losses.items()},
+    }
+    print(json.dumps(summary))
+
+
+@app.command()
+@friendly
+def generate(
+    prompt: Annotated[str, typer.Argument(help="what the video shows")],
+    config: Config = None,
+    set_: Set = None,
+    bundle: Bundled = None,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    compare: Annotated[bool, typer.Option("--compare", help="base on the left, same noise")] = False,
+    fields: Annotated[bool, typer.Option("--fields", help="also draw the bank and the experts")] = False,
+    out: Annotated[Path, typer.Option("--out", help="mp4 to write; a json lies beside it")] = Path("video.mp4"),
+) -> None:
+    """Generate a video; without --config, the settings are those that the bundle was trained with."""
+    from pila.generate import generate as run
+
+    backbone, adapter = _load_trained(config, set_, bundle)
+    for path in run(backbone, adapter, prompt, seed=seed, out=out, compare=compare, fields=fields):
+        print(path)
+
+
+@app.command()
+@friendly
+def evaluate(
+    config: Config = None,
+    set_: Set = None,
+    bundle: Bundled = None,
+    clips: Annotated[int, typer.Option("--clips", min=1, help="captions a mechanism")] = 8,
+    split: Annotated[str, typer.Option("--split", help="val, test or ood")] = "test",
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="JSON to write")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure base and adapter on held-out captions of the simulated world: pass shares, scores, paired differences."""
+    from pila.evaluate import evaluate as run
+
+    backbone, adapter = _load_trained(config, set_, bundle)
+    result = run(backbone, adapter, clips=clips, split=split, seed=seed, quiet=quiet)
+    name = adapter.recipe.adapter
+    title = f"{clips} captions a mechanism ({split}), paired noise"
+    table = Table(
+        "mechanism", "pass base", f"pass {name}", "score base", f"score {name}", "difference [95 %]", title=title
+    )
+    for mechanism, shares in result.passes.items():
+        scores, d = result.scores[mechanism], result.difference[mechanism]
+        figures = (shares["base"], shares[name], scores["base"], scores[name])
+        table.add_row(mechanism, *(f"{x:.3f}" for x in figures), f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]")
+    Console().print(table)
+    if out is not None:
+        print(result.save(out))
+
+
+@app.command()
+@friendly
+def export(
+    run: Annotated[Path, typer.Argument(help="folder of a run (`pila train --out`)")],
+    out: Annotated[Path, typer.Option("--out", help="folder of the bundle")],
+) -> None:
+    """Write the bundle of a run's newest checkpoint, load it back, and prove that it changes the backbone's output."""
+    import torch
+
+    from backbones import attach, sample
+    from pila.train import fresh, save_bundle
+    from trainers import checkpoint
+
+    if not (run / "recipe.yaml").is_file():
+        raise ValueError(f"expected the folder of a run with a recipe.yaml, got {run}")
+    recipe, backbone = _load(str(run / "recipe.yaml"), None)
+    newest = checkpoint.latest(run / "checkpoints")
+    if newest is None:
+        raise ValueError(f"{run} has no whole checkpoint yet: let it train on, or resume it")
+    weights = checkpoint.load(newest).tensors["weights"]
+    adapter = fresh(recipe, backbone)
+    for name, module in adapter.groups().items():
+        part = {k.removeprefix(f"{name}/"): v for k, v in weights.items() if k.startswith(f"{name}/")}
+        if part:
+            module.load_state_dict(part)
+    save_bundle(adapter, backbone, out)
+    d = recipe.data
+    two = functools.partial(
+        sample, backbone, ["a ball"], seed=0, frames=d.frames, height=d.height, width=d.width, steps=2
+    )
+    base = two()
+    with attach(backbone, out, mode=recipe.sampling.mode):
+        changed = float((two() - base).abs().mean())
+    if not torch.tensor(changed).isfinite() or (changed == 0 and recipe.correct != "none"):
+        raise ValueError(
+            f"the exported bundle changes nothing (mean difference {changed}): stage C has not trained yet"
+        )
+    summary = {"bundle": str(out), "checkpoint": newest.name, "mean_change": changed}
+    print(json.dumps(summary))
+
+
+@app.command()
+@friendly
+def time(
+    config: Config = None,
+    set_: Set = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="timed steps a stage, after one to warm up")] = 3,
+) -> None:
+    """Measure seconds a step of every kind of stage on random data; one JSON line."""
+    from pila.timing import measure
+
+    recipe, backbone = _load(config, set_)
+    print(json.dumps(measure(recipe, backbone, steps=steps)))
+
+
+def _load(config: str | None, overrides: list[str] | None) -> "tuple[Recipe, WanBackbone]":
+    from pila.config import load_recipe
+
+    recipe = load_recipe(config, overrides or [])
+    return recipe, _backbone(recipe)
+
+
+def _load_trained(
+    config: str | None, overrides: list[str] | None, folder: Path | None
+) -> "tuple[WanBackbone, PilaAdapter]":
+    from pila.config import load_recipe
+    from pila.generate import load_adapter, recipe_of
+
+    recipe = load_recipe(config, overrides or []) if config is not None else recipe_of(folder, overrides or [])
+    backbone = _backbone(recipe)
+    return backbone, load_adapter(folder, backbone, recipe=recipe)
+
+
+def _backbone(recipe: "Recipe") -> "WanBackbone":
+    import torch
+
+    from backbones import load
+
+    dtype = None if recipe.dtype == "float32" else getattr(torch, recipe.dtype)
+    return load(recipe.backbone, device=recipe.device, dtype=dtype)
+
+
+def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:
+    if not issubclass(category, (DeprecationWarning, FutureWarning)):
+        errors.print(f"warning: {message}", style="yellow", markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(app())

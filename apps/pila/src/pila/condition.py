@@ -1,7 +1,7 @@
 """The condition c: what the prompt, the labels and the noise level say, as one vector a sample.
 
-The labels come from an annotation in training and from the caption's parser in sampling; a sample without labels has a zero row. Padding
-of the text is left out of the mean by its mask.
+The labels come from an annotation in training and from the caption's parser in sampling; a sample without labels has
+a zero row. Padding of the text is left out of the mean by its mask.
 
 References: PILA (Wang et al., 2026), "label/sigma condition encoder"; the layers are our choice.
 """

@@ -1,19 +1,28 @@
 """A PILA recipe: every number of the method, where it is set and whether the paper gives it.
 
-The defaults are the tiny recipe (the embedded backbone, the simulated world, a laptop CPU); `recipes/wan2.1-1.3b.yaml` holds the paper's
-values. "our choice" marks what the paper does not say or what is scaled down; "paper" marks what it does.
-Noise levels: sigma in [0, 1], 1 is noise. Units of fields: latent pixels and source frames / 4.
+The defaults are the tiny recipe (the embedded backbone, the simulated world, a laptop CPU);
+`recipes/wan2.1-1.3b.yaml` holds the paper's values. "our choice" marks what the paper does not say or what is scaled
+down; "paper" marks what it does. Noise levels: sigma in [0, 1], 1 is noise. Units of fields: latent pixels and source
+frames / 4.
 """
 
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
-from physfields.residuals import FAMILIES, Scales
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
-from trainers import Config, Optim, did_you_mean, load_config
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
+from physfields.residuals import FAMILIES, Scales
 from pila.bank import PHASES
+from trainers import Config, Optim, did_you_mean, load_config
 
 __all__ = ["RECIPES", "Recipe", "load_recipe"]
 
@@ -30,7 +39,7 @@ class Network(Config):
     head_width: PositiveInt = 16  # hidden width of AFE's heads
     condition_width: PositiveInt = 32  # length of c (paper: 128)
     operator_width: PositiveInt = 32  # hidden width of an operator
-    gate_floor: float = Field(0.25, ge=0, le=1)  # g(1); the paper has a floor and does not print it: our choice
+    gate_floor: float = Field(default=0.25, ge=0, le=1)  # g(1); the paper has a floor and does not print it: our choice
 
     @model_validator(mode="after")
     def _groups_divide(self) -> "Network":
@@ -53,7 +62,7 @@ class Routing(Config):
     """LPMER: who is asked."""
 
     mode: Literal["prior", "uniform"] = "prior"  # uniform: all eight alike (ablation w/o expert routing)
-    k: int = Field(4, ge=0, le=8)  # paper: 4 of 8
+    k: int = Field(default=4, ge=0, le=8)  # paper: 4 of 8
     prior_strength: NonNegativeFloat = 2.0  # beta of Eq. 22: our choice
     temperature: PositiveFloat = 1.0  # tau of Eq. 23: our choice
     operators: Literal["experts", "shared"] = "experts"  # shared: one operator for all (ablation w/o MoE operator)
@@ -65,12 +74,14 @@ class Physics(Config):
     families: tuple[str, ...] = FAMILIES  # drop one for "w/o PDE anchors", ... ; an empty list switches residuals off
     proxy_only: bool = False  # ablation: optical flow alone supervises the bank, no residual anywhere
     scales: Scales = Scales()  # viscosity, wave speeds, ...: `physfields.Scales`, all our choice
-    adaptive: bool = True  # w_kj = 1 / running mean square, mean 1 in each expert (paper: adaptive; the rule is our choice)
-    memory: float = Field(0.98, ge=0, lt=1)  # of the running mean square: our choice
+    adaptive: bool = (
+        True  # w_kj = 1 / running mean square, mean 1 in each expert (paper: adaptive; the rule is our choice)
+    )
+    memory: float = Field(default=0.98, ge=0, lt=1)  # of the running mean square: our choice
     bounds: tuple[PositiveFloat, PositiveFloat] = (0.1, 10.0)  # of an adaptive weight: our choice
     mask_weights: tuple[float, float, float] = (0.55, 0.25, 0.20)  # paper
-    mask_floor: float = Field(0.08, ge=0, le=1)  # paper
-    mask_quantile: float = Field(0.95, gt=0, le=1)  # our choice
+    mask_floor: float = Field(default=0.08, ge=0, le=1)  # paper
+    mask_quantile: float = Field(default=0.95, gt=0, le=1)  # our choice
 
     @field_validator("scales", mode="before")
     @classmethod
@@ -93,7 +104,7 @@ class Noise(Config):
     """Noise levels and text in training."""
 
     shift: PositiveFloat | None = None  # sigma = shift u / (1 + (shift - 1) u), u uniform; none: the backbone's own
-    text_dropout: float = Field(0.1, ge=0, lt=1)  # share of prompts replaced by the empty one: our choice
+    text_dropout: float = Field(default=0.1, ge=0, lt=1)  # share of prompts replaced by the empty one: our choice
 
 
 class Observe(Config):
@@ -111,7 +122,9 @@ class Recover(Config):
     phases: tuple[str, ...] = tuple(PHASES)  # paper's order; ("wave",) is "w/o staged recovery"
     steps: NonNegativeInt = 60  # each phase (paper: not given; 1,000 in the paper's recipe)
     observe_weight: NonNegativeFloat = 0.2  # small observable anchor: our choice
-    active_share: float = Field(0.5, ge=0, le=1)  # of the labelled fields' mask against the bootstrap mask: our choice
+    active_share: float = Field(
+        default=0.5, ge=0, le=1
+    )  # of the labelled fields' mask against the bootstrap mask: our choice
 
     @model_validator(mode="after")
     def _known_phases(self) -> "Recover":
@@ -131,14 +144,16 @@ class Couple(Config):
     condition_warmup: NonNegativeInt = 50  # steps of the ramp of c and of the label prior (paper: 1,000)
     mask_warmup: NonNegativeInt = 30  # steps from the bootstrap mask to the active one (paper: 300)
     encoder_frozen: NonNegativeInt = 100  # first steps without the encoder (paper: 1,000)
-    encoder_factor: float = Field(0.3, ge=0)  # of the learning rate after that: our choice
+    encoder_factor: float = Field(default=0.3, ge=0)  # of the learning rate after that: our choice
     observe_weight: NonNegativeFloat = 0.05  # keeps the bank from collapsing to zero: our choice
 
 
 class Data(Config):
     """What is learned from."""
 
-    source: str = "world"  # "world": simulated clips made on the fly; else a folder of mp4, or a JSON / JSONL of records
+    source: str = (
+        "world"  # "world": simulated clips made on the fly; else a folder of mp4, or a JSON / JSONL of records
+    )
     clips: PositiveInt = 1600  # of the world, spread evenly over the mechanisms; a folder gives what it has
     split: Literal["train", "val", "test", "ood"] = "train"  # of the world
     frames: PositiveInt = 17  # 4n + 1 for a causal x4 VAE
@@ -167,7 +182,9 @@ class Sampling(Config):
     steps: PositiveInt = 25  # (paper: 50)
     guidance: PositiveFloat = 1.5  # of the tiny backbone; Wan: 5
     mode: Literal["conditional", "after_guidance", "per_branch"] = "conditional"  # our choice
-    correct_steps: tuple[PositiveInt, PositiveInt] | None = None  # first and last corrected step, from 1 (noise); none: all
+    correct_steps: tuple[PositiveInt, PositiveInt] | None = (
+        None  # first and last corrected step, from 1 (noise); none: all
+    )
     labels: Literal["keywords", "llm", "none"] = "keywords"  # who reads the mechanisms out of a prompt
 
 
@@ -178,12 +195,16 @@ class Recipe(Config):
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the frozen model; the adapter stays in fp32
     adapter: Literal["pila", "plain"] = "pila"  # plain: the same network and steps, flow-matching loss alone
-    correct: Literal["full", "none", "encoder_only"] = "full"  # none: w/o flow correction; encoder_only: D reads the scaffold
+    correct: Literal["full", "none", "encoder_only"] = (
+        "full"  # none: w/o flow correction; encoder_only: D reads the scaffold
+    )
     seed: int = 0
     batch: PositiveInt = 24
     accumulate: PositiveInt = 1
     save_every: PositiveInt = 200
-    optim: Optim = Optim(lr=1e-3, schedule="hold_cosine", warmup_steps=20)  # AdamW, constant in the paper; rates our choice
+    optim: Optim = Optim(
+        lr=1e-3, schedule="hold_cosine", warmup_steps=20
+    )  # AdamW, constant in the paper; rates our choice
     network: Network = Network()
     anchors: Anchors = Anchors()
     routing: Routing = Routing()

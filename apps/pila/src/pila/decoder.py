@@ -1,7 +1,7 @@
 """The correction decoder D_psi: from a refined bank to a change of the flow velocity.
 
-delta_v = D_psi([P^, c, v]) on the latent grid, in the units of the flow velocity (eps - x0, not pixels). The last layer starts at zero,
-so a fresh adapter is the frozen model bit for bit.
+delta_v = D_psi([P^, c, v]) on the latent grid, in the units of the flow velocity (eps - x0, not pixels). The last
+layer starts at zero, so a fresh adapter is the frozen model bit for bit.
 
 References: PILA (Wang et al., 2026), Eq. 9; layers are our choice.
 """
@@ -17,8 +17,8 @@ __all__ = ["Decoder"]
 class Decoder(nn.Module):
     """Two 3x3x3 convolutions with SiLU and a last one that starts at zero.
 
-    The condition enters as a per-channel shift of the first layer: what concatenating its broadcast would do, without the convolution
-    over a constant.
+    The condition enters as a per-channel shift of the first layer: what concatenating its broadcast would do, without
+    the convolution over a constant.
 
     >>> decoder = Decoder(bank=32, channels=16, condition=8, width=32)
     >>> decoder(torch.randn(1, 32, 2, 4, 4), torch.randn(1, 8), torch.randn(1, 16, 2, 4, 4)).abs().max().item()

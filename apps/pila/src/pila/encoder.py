@@ -1,8 +1,8 @@
 """The physical encoder E_phi: what a half-denoised latent says about motion and matter.
 
-Reads the frozen model's estimate of the clean latent, x0 = x_s - sigma v, on the latent grid (b, c, t, y, x) and gives `width` features at
-the same points. The noise level enters as a scale and shift (FiLM) in every block, because an estimate from pure noise deserves other
-features than one from a nearly clean latent.
+Reads the frozen model's estimate of the clean latent, x0 = x_s - sigma v, on the latent grid (b, c, t, y, x) and
+gives `width` features at the same points. The noise level enters as a scale and shift (FiLM) in every block, because
+an estimate from pure noise deserves other features than one from a nearly clean latent.
 
 References: PILA (Wang et al., 2026), Eq. 2 and its hidden width of 128; blocks and FiLM are our choice.
 """
@@ -19,6 +19,8 @@ __all__ = ["Block", "Encoder", "SigmaEmbedding"]
 
 class SigmaEmbedding(nn.Module):
     """Sinusoids of 1000 sigma and one linear layer; sigma 1 is noise."""
+
+    rates: Float[Tensor, " f"]
 
     def __init__(self, width: int, frequencies: int) -> None:
         super().__init__()

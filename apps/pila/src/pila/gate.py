@@ -1,7 +1,7 @@
 """How much of a correction is let through at a noise level.
 
-Early, noisy states are handled with care: g(sigma) is 1 on clean latents and falls quadratically to a floor at pure noise. The same gate
-in training and in sampling.
+Early, noisy states are handled with care: g(sigma) is 1 on clean latents and falls quadratically to a floor at pure
+noise. The same gate in training and in sampling.
 
 References: PILA (Wang et al., 2026), Eq. 10 ("quadratic gate with a floor"); the floor's value is our choice.
 """

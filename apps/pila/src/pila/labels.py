@@ -1,8 +1,9 @@
 """Who says which mechanisms a clip shows: its annotation, the words of its caption, or a language model.
 
-Labels are a prior of the router and decide which residuals a clip has to answer; they are never a target. A caption that names nothing
-has no labels, and the router decides alone. The language model is asked twice, as in the paper: rewrite the prompt as a description of the
-physics, then name the mechanisms in it; the wording of both questions is ours.
+Labels are a prior of the router and decide which residuals a clip has to answer; they are never a target. A caption
+that names nothing has no labels, and the router decides alone. The language model is asked twice, as in the paper:
+rewrite the prompt as a description of the physics, then name the mechanisms in it; the wording of both questions is
+ours.
 
 References: PILA (Wang et al., 2026), data section and Figs. 8-9 (prompt templates, text not available).
 """
@@ -16,16 +17,17 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from physexperts import MECHANISMS, Labels, from_text, random_labels
 from torch import Tensor
 
+from physexperts import MECHANISMS, Labels, from_text, random_labels
 from pila.config import Parser
 
 __all__ = ["ask", "multi_hot", "read_caption", "shuffle"]
 
 REWRITE = (
-    "Rewrite this video prompt as one or two sentences that say which objects move or change, what they are made of and which physical "
-    "processes are visible. Add nothing that the prompt does not imply. Answer with the sentences alone.\n\nPrompt: {prompt}"
+    "Rewrite this video prompt as one or two sentences that say which objects move or change, what they are made of "
+    "and which physical processes are visible. Add nothing that the prompt does not imply. Answer with the sentences "
+    "alone.\n\nPrompt: {prompt}"
 )
 NAME = (
     "Which of these physical mechanisms does the described video show? "
@@ -85,9 +87,9 @@ def _chat(content: str, parser: Parser) -> str:
     url = parser.base_url.rstrip("/") + "/chat/completions"
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"expected parser.base_url to begin with http:// or https://, got {parser.base_url!r}")
-    request = urllib.request.Request(url, json.dumps(body).encode(), headers)  # noqa: S310 - checked above
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
     try:
-        with urllib.request.urlopen(request, timeout=parser.timeout_s) as reply:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=parser.timeout_s) as reply:
             return json.load(reply)["choices"][0]["message"]["content"]
     except (urllib.error.URLError, TimeoutError, KeyError, IndexError, json.JSONDecodeError) as error:
         raise ValueError(f"expected a chat completion from {url}, got {error}; is the server running?") from None

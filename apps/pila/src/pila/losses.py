@@ -1,21 +1,22 @@
 """The losses of PILA's stages; each returns scalars by name.
 
-Residuals are relative (`physfields.residuals`: divided by the largest of their terms, without gradient), so that one weight serves fields of any
-size. Labels decide which mechanism's residuals a clip has to answer. Nothing here is a simulator's ground truth: what supervises is optical flow
-of the pixels, the equations, and flow matching.
+Residuals are relative (`physfields.residuals`: divided by the largest of their terms, without gradient), so that one
+weight serves fields of any size. Labels decide which mechanism's residuals a clip has to answer. Nothing here is a
+simulator's ground truth: what supervises is optical flow of the pixels, the equations, and flow matching.
 
-References: PILA (Wang et al., 2026), Eq. 6, 7 and 11, stages A and B; the form of L_A and L_B and the adaptive weights are our choice.
+References: PILA (Wang et al., 2026), Eq. 6, 7 and 11, stages A and B; the form of L_A and L_B and the adaptive
+weights are our choice.
 """
 
 from collections.abc import Mapping
 
-import physfields as pf
 import torch
 from jaxtyping import Float
-from physexperts import MECHANISMS
-from physfields.residuals import TABLE, evaluate
 from torch import Tensor
 
+import physfields as pf
+from physexperts import MECHANISMS
+from physfields.residuals import TABLE, evaluate
 from pila import masks
 from pila.adapter import Anatomy, PilaAdapter
 from pila.afe import Recovered
@@ -32,7 +33,9 @@ RECOVERY: dict[str, tuple[str, ...]] = {
     "impulse": ("collision.impulse_response",),
     "wave": ("optical.wave_propagation",),
 }
-"""Residuals that each phase of recovery adds; those of core hold for every clip, the others for clips with that label."""
+"""Residuals that each phase of recovery adds; those of core hold for every clip, the others for clips with that
+label.
+"""
 
 
 def flow_matching(velocity: Float[Tensor, "b c t h w"], target: Float[Tensor, "b c t h w"]) -> Float[Tensor, ""]:
@@ -43,7 +46,7 @@ def flow_matching(velocity: Float[Tensor, "b c t h w"], target: Float[Tensor, "b
 def observe(
     recovered: Recovered, flow: Float[Tensor, "b 2 t h w"], grid: pf.Grid, weights: Observe
 ) -> dict[str, Float[Tensor, ""]]:
-    """L_A: velocity against optical flow, strain rate against the flow's, displacement against velocity (half steps)."""
+    """L_A: velocity against optical flow, strain rate against the flow's, displacement against velocity."""
     fields = recovered.fields
     terms = {
         "velocity": _charbonnier(fields["velocity"] - flow),
@@ -51,7 +54,9 @@ def observe(
     }
     if weights.kinematic_weight:
         rate = pf.time_derivative(fields["displacement"], grid, at="half")
-        terms["kinematic"] = weights.kinematic_weight * (rate - pf.face_mean(fields["velocity"], "t", grid)).abs().mean()
+        terms["kinematic"] = (
+            weights.kinematic_weight * (rate - pf.face_mean(fields["velocity"], "t", grid)).abs().mean()
+        )
     return terms
 
 
@@ -96,7 +101,8 @@ def physics(
     *,
     blend: float,
 ) -> Float[Tensor, ""]:
-    """L_phys: residuals of each labelled and selected expert's own refined bank, weighed by its routing weight (Eq. 6, 7).
+    """L_phys: residuals of each labelled and selected expert's own refined bank, weighed by its routing weight (Eq.
+    6, 7).
 
     `blend` goes from 0 (bootstrap mask) to 1 (active mask).
     """

@@ -1,15 +1,18 @@
 """Where residuals count: masks (b, 1, t, y, x) in [floor, 1], without gradient.
 
-Before anything is learned, physics is looked for where something moves (bootstrap); later, where the routed experts act (active); the
-training blends from one to the other. Both are divided by a quantile over each sample, so that a slow clip is not a clip without physics.
+Before anything is learned, physics is looked for where something moves (bootstrap); later, where the routed experts
+act (active); the training blends from one to the other. Both are divided by a quantile over each sample, so that a
+slow clip is not a clip without physics.
 
-References: PILA (Wang et al., 2026), bootstrap weights .55/.25/.20 and floor .08; the quantile and the scaling of each term are our choice.
+References: PILA (Wang et al., 2026), bootstrap weights .55/.25/.20 and floor .08; the quantile and the scaling of
+each term are our choice.
 """
 
-import physfields as pf
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+import physfields as pf
 
 __all__ = ["active", "blend", "bootstrap"]
 

@@ -1,16 +1,16 @@
 """The eight operators: one expert a mechanism, each allowed to change only the fields of its recipe.
 
-The order is the label vector's (`physexperts.MECHANISMS`). The recipes follow from the residuals that judge each mechanism: the paper's
-table of proxy fields was not to be had, so they are our choice.
+The order is the label vector's (`physexperts.MECHANISMS`). The recipes follow from the residuals that judge each
+mechanism: the paper's table of proxy fields was not to be had, so they are our choice.
 
 References: PILA (Wang et al., 2026), Eq. 5, 8 and 24, Table 1.
 """
 
 import torch
 from jaxtyping import Float
-from physexperts import MECHANISMS, OperatorExpert, Pairs, Routing, SampleExperts
 from torch import Tensor, nn
 
+from physexperts import MECHANISMS, OperatorExpert, Pairs, Routing, SampleExperts
 from pila.bank import CHANNELS, channels_of
 
 __all__ = ["RECIPES", "Operators"]
@@ -33,8 +33,8 @@ assert tuple(RECIPES) == MECHANISMS
 class Operators(nn.Module):
     """The operators and the running size of their residuals, from which adaptive weights are made.
 
-    `shared` (ablation "w/o MoE operator") is one operator over the whole bank: it answers for every clip, and its proposal is
-    judged by the residuals of each mechanism that the router selected.
+    `shared` (ablation "w/o MoE operator") is one operator over the whole bank: it answers for every clip, and its
+    proposal is judged by the residuals of each mechanism that the router selected.
     """
 
     mean_square: Float[Tensor, " r"]

@@ -1,9 +1,10 @@
 """PILA's training as a list of stages: observe (A), recover (B), couple (C).
 
-A teaches encoder and fields on what can be seen: the velocity of the pixels, from nearly clean estimates to pure noise. B recovers the hidden fields
-one after another from their equations. C lets routed experts correct the fields and the decoder correct the generator, with physics, condition and masks
-warmed up and the encoder held still at first. The control, `adapter: plain`, is the same network for the same number of steps under the flow-matching
-loss alone. The generator is frozen throughout; its prediction is made in every step without gradient.
+A teaches encoder and fields on what can be seen: the velocity of the pixels, from nearly clean estimates to pure
+noise. B recovers the hidden fields one after another from their equations. C lets routed experts correct the fields
+and the decoder correct the generator, with physics, condition and masks warmed up and the encoder held still at
+first. The control, `adapter: plain`, is the same network for the same number of steps under the flow-matching loss
+alone. The generator is frozen throughout; its prediction is made in every step without gradient.
 
 References: PILA (Wang et al., 2026), training stages A-C (B.2, B.3).
 """
@@ -15,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from backbones import Backbone, Text, bundle
 from jaxtyping import Float
 from torch import Tensor, nn
-from trainers import FitResult, Length, MapStyle, Progress, Ramp, Stage, fit
 
+from backbones import Text, WanBackbone, bundle
 from pila import losses
 from pila.adapter import PilaAdapter
 from pila.config import Recipe
+from trainers import FitResult, Length, MapStyle, Progress, Ramp, Stage, fit
 
 __all__ = ["Trainer", "shift_of", "stages", "train"]
 
@@ -46,9 +47,11 @@ class Estimate:
 
 
 class Trainer:
-    """The losses of the stages over one adapter and one frozen backbone; batches hold `latent`, `text`, `flow`, `labels`."""
+    """The losses of the stages over one adapter and one frozen backbone; batches hold `latent`, `text`, `flow`,
+    `labels`.
+    """
 
-    def __init__(self, recipe: Recipe, adapter: PilaAdapter, backbone: Backbone) -> None:
+    def __init__(self, recipe: Recipe, adapter: PilaAdapter, backbone: WanBackbone) -> None:
         self.recipe, self.adapter, self.backbone = recipe, adapter, backbone
         self.shift = recipe.noise.shift or shift_of(backbone)
         with torch.no_grad():
@@ -85,11 +88,11 @@ class Trainer:
         return anchor | losses.recover(recovered, e.x0, batch["labels"], self._grid(e), phase, self.recipe)
 
     def couple(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """Stage C: flow matching of the corrected velocity, residuals of the routed experts, a small observable anchor (Eq. 11)."""
+        """Stage C: flow matching of the corrected velocity, residuals of the routed experts, a small observable
+        anchor (Eq. 11).
+        """
         e = self.estimate(batch, self.recipe.couple.range, progress.generator)
-        a = self.adapter.anatomy(
-            e.x_s, e.velocity, e.sigma, e.text, batch["labels"], warmth=progress.ramp("condition")
-        )
+        a = self.adapter.anatomy(e.x_s, e.velocity, e.sigma, e.text, batch["labels"], warmth=progress.ramp("condition"))
         seen = losses.observe(a.recovered, batch["flow"], self._grid(e), self.recipe.observe)
         terms = {name: self.recipe.couple.observe_weight * term for name, term in seen.items()}
         if self.recipe.correct != "none":
@@ -114,12 +117,12 @@ class Trainer:
         return self.adapter.grid(e.x_s.shape[2])
 
 
-def stages(recipe: Recipe, adapter: PilaAdapter, backbone: Backbone, data: MapStyle) -> list[Stage]:
+def stages(recipe: Recipe, adapter: PilaAdapter, backbone: WanBackbone, data: MapStyle) -> list[Stage]:
     """The stages of a recipe: A in widening ranges of noise, B in phases, C; or the one stage of the plain control."""
     trainer = Trainer(recipe, adapter, backbone)
     common: dict[str, Any] = {"data": data, "batch_size": recipe.batch, "accumulate": recipe.accumulate}
     if recipe.adapter == "plain":
-        groups = _with_weights(adapter, {name: 1.0 for name in adapter.groups()})
+        groups = _with_weights(adapter, dict.fromkeys(adapter.groups(), 1.0))
         return [Stage("plain", groups, trainer.plain, length=Length(steps=recipe.steps), optim=recipe.optim, **common)]
     steady = replace(recipe.optim, schedule="constant")
     fields = {"encoder": 1.0, "afe": 1.0}
@@ -148,7 +151,14 @@ def stages(recipe: Recipe, adapter: PilaAdapter, backbone: Backbone, data: MapSt
         for phase in recipe.recover.phases
     ]
     c = recipe.couple
-    factors = {"condition": 1.0, "router": 1.0, "operators": 1.0, "afe": 1.0, "decoder": 1.0, "encoder": c.encoder_factor}
+    factors = {
+        "condition": 1.0,
+        "router": 1.0,
+        "operators": 1.0,
+        "afe": 1.0,
+        "decoder": 1.0,
+        "encoder": c.encoder_factor,
+    }
     if c.encoder_factor == 0:
         del factors["encoder"]
     coupling = Stage(
@@ -171,7 +181,7 @@ def stages(recipe: Recipe, adapter: PilaAdapter, backbone: Backbone, data: MapSt
 
 def train(
     recipe: Recipe,
-    backbone: Backbone,
+    backbone: WanBackbone,
     data: MapStyle,
     *,
     out: Path,
@@ -179,13 +189,17 @@ def train(
     only: str | None = None,
     quiet: bool = False,
 ) -> tuple[PilaAdapter, FitResult]:
-    """Train an adapter and write its bundle into `out/bundle`; `only` stops after the last stage whose name begins so."""
+    """Train an adapter and write its bundle into `out/bundle`; `only` stops after the last stage whose name begins
+    so.
+    """
     adapter = fresh(recipe, backbone)
     plan = stages(recipe, adapter, backbone, data)
     if only is not None:
         last = max((i for i, s in enumerate(plan) if s.name.startswith(only)), default=None)
         if last is None:
-            raise ValueError(f"expected a stage out of {[s.name for s in plan]} (or how their names begin), got {only!r}")
+            raise ValueError(
+                f"expected a stage out of {[s.name for s in plan]} (or how their names begin), got {only!r}"
+            )
         plan = plan[: last + 1]
     with backbone.frozen():
         result = fit(
@@ -195,7 +209,7 @@ def train(
     return adapter, result
 
 
-def fresh(recipe: Recipe, backbone: Backbone) -> PilaAdapter:
+def fresh(recipe: Recipe, backbone: WanBackbone) -> PilaAdapter:
     """A new adapter whose first weights are a function of the recipe's seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -203,7 +217,7 @@ def fresh(recipe: Recipe, backbone: Backbone) -> PilaAdapter:
     return adapter.to(recipe.device)
 
 
-def save_bundle(adapter: PilaAdapter, backbone: Backbone, folder: Path, *, history: tuple[Any, ...] = ()) -> Path:
+def save_bundle(adapter: PilaAdapter, backbone: WanBackbone, folder: Path, *, history: tuple[Any, ...] = ()) -> Path:
     """Write the adapter's bundle; it asks for the latent space alone, since the adapter sees velocities only."""
     return bundle.save(
         folder,
@@ -216,7 +230,7 @@ def save_bundle(adapter: PilaAdapter, backbone: Backbone, folder: Path, *, histo
     )
 
 
-def shift_of(backbone: Backbone) -> float:
+def shift_of(backbone: WanBackbone) -> float:
     """The shift of the backbone's own noise schedule (1: none)."""
     config = backbone.pipe.scheduler.config
     for name in ("flow_shift", "shift"):

@@ -1,4 +1,6 @@
-"""The bundles that ship with the app: PILA and its control, trained on the embedded backbone with `recipes/tiny.yaml`."""
+"""The bundles that ship with the app: PILA and its control, trained on the embedded backbone with
+`recipes/tiny.yaml`.
+"""
 
 from pathlib import Path
 

@@ -1,0 +1,271 @@
+"""From clips to what training reads: latents, text features, flow on the latent grid, labels; made once and kept in a
+cache.
+
+Sources: `world`, simulated clips made on the fly; a folder of videos with captions; a JSON or JSONL of records, plain
+or annotated as WISA does. Labels of a record come from its annotation; without one, from the caption (keywords, or a
+language model). No ground truth of the simulator is read: targets are optical flow of the pixels, as for any video.
+
+Keys hash content, so a renamed clip is the same and another size, backbone or flow is another entry. A clip that
+cannot be used is skipped and listed; the rest goes on.
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+import physworld
+from backbones import WanBackbone, flow
+from physexperts import MECHANISMS, Labels, from_wisa
+from pila.config import Recipe
+from pila.labels import read_caption, shuffle
+from trainers import InMemory, MapStyle, show, video
+from trainers.cache import Cache
+from trainers.data import Record, Skipped, read_records
+
+__all__ = ["Clip", "Clips", "Prepared", "labels_of", "prepare"]
+
+FORMAT = "pila-1"
+"""Part of every key: raise it when what is stored changes its meaning."""
+BATCH = 16
+CHUNK = 64
+IN_MEMORY_BYTES = 2 * 1024**3
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip before it is encoded: what names its content, its caption and labels, and how to get its pixels."""
+
+    id: str
+    content: str
+    caption: str
+    labels: Labels
+    frames: Callable[[], UInt8[np.ndarray, "t h w 3"]]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A data set ready to train on, and what had to be left out."""
+
+    data: MapStyle
+    clips: int
+    computed: int
+    skipped: tuple[Skipped, ...]
+    labels: dict[str, int]
+
+
+class Clips:
+    """Entries of the cache, read when they are asked for (data sets that do not fit into memory)."""
+
+    def __init__(self, cache: Cache, rows: Sequence[tuple[str, str, Tensor]], length: int) -> None:
+        self.cache, self.rows, self.length = cache, list(rows), length
+        self.digest = hashlib.sha256(json.dumps([(v, t, y.tolist()) for v, t, y in rows]).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        seen, said, labels = self.rows[index]
+        text = self.cache.get(said, "text")
+        text = torch.nn.functional.pad(text, (0, 0, 0, self.length - len(text)))
+        return {
+            "latent": self.cache.get(seen, "latent"),
+            "flow": self.cache.get(seen, "flow"),
+            "text": text,
+            "labels": labels,
+        }
+
+
+def prepare(recipe: Recipe, backbone: WanBackbone, root: Path, *, quiet: bool = False) -> Prepared:
+    """Fill the cache at `root` with what a recipe needs and open it as a data set.
+
+    ValueError for a frame count or size that the backbone does not take, an empty source, an unknown category
+    (`data.on_unknown=error`).
+    """
+    d = recipe.data
+    backbone.spec.latent.shape(d.frames, d.height, d.width)
+    skipped: list[Skipped] = []
+    store = _Store(recipe, backbone, Cache(root), skipped)
+    clips, total = _world(recipe, store) if d.source == "world" else _folder(recipe, skipped)
+    seen: list[tuple[str, str, str, Labels]] = []
+    waiting: list[tuple[Clip, str]] = []
+    with show.bar("cache", total, quiet=quiet) as bar:
+        for clip in clips:
+            key = store.key(clip.content)
+            seen.append((clip.id, key, clip.caption, clip.labels))
+            if not store.cache.has(key, ("latent", "flow")) and all(key != other for _, other in waiting):
+                waiting.append((clip, key))
+            if len(waiting) == BATCH or len(seen) == total:
+                store.encode(waiting)
+                waiting = []
+            bar.update(len(seen))
+    kept = [row for row in seen if store.cache.has(row[1])]
+    if not kept:
+        first = f"; the first: {skipped[0].path}: {skipped[0].why}" if skipped else ""
+        raise ValueError(f"none of the {len(seen)} clips of {d.source!r} can be used{first}")
+    said = store.embed([caption for _, _, caption, _ in kept])
+    rows = [(key, said[caption], _vector(name, labels, recipe)) for name, key, caption, labels in kept]
+    store.cache.flush()
+    (root / "skipped.json").write_text(json.dumps([asdict(s) for s in skipped], indent=1) + "\n")
+    counts = {m: int(sum(y[i] for _, _, y in rows)) for i, m in enumerate(MECHANISMS)}
+    data: MapStyle = Clips(store.cache, rows, backbone.spec.text_length)
+    if len(rows) * sum(t.nbytes for t in data[0].values()) < IN_MEMORY_BYTES:
+        items = [data[i] for i in range(len(rows))]
+        data = InMemory({name: torch.stack([item[name] for item in items]) for name in items[0]})
+    return Prepared(data, len(rows), store.computed, tuple(skipped), counts)
+
+
+class _Store:
+    """The cache with what makes its entries."""
+
+    def __init__(self, recipe: Recipe, backbone: WanBackbone, cache: Cache, skipped: list[Skipped]) -> None:
+        d = recipe.data
+        self.recipe, self.backbone, self.cache, self.skipped = recipe, backbone, cache, skipped
+        self.producer = f"{FORMAT}/{backbone.digest}/{d.flow}"
+        self.spec = {"frames": d.frames, "height": d.height, "width": d.width, "fps": d.fps}
+        self.computed = 0
+
+    def key(self, content: str) -> str:
+        """The key of latents and flow of a clip."""
+        return Cache.key(content.encode(), spec=self.spec, producer=self.producer)
+
+    def meta(self, content: str) -> dict[str, Any] | None:
+        """What was noted of a clip that is there."""
+        key = self.key(content)
+        return self.cache.meta(key) if self.cache.has(key, ("latent", "flow")) else None
+
+    def encode(self, waiting: Sequence[tuple[Clip, str]]) -> None:
+        """Put latents and flow of clips into the cache; list those that cannot be read."""
+        read: list[tuple[Clip, str, np.ndarray]] = []
+        for clip, key in waiting:
+            try:
+                read.append((clip, key, clip.frames()))
+            except ValueError as error:
+                if self.recipe.data.short == "error" and not isinstance(error, video.VideoError):
+                    raise ValueError(f"{clip.id}: {error}") from None
+                self.skipped.append(Skipped(clip.id, str(error)))
+        if not read:
+            return
+        frames = torch.from_numpy(np.stack([f for *_, f in read])).permute(0, 4, 1, 2, 3)
+        with torch.no_grad():
+            latents = self.backbone.encode(frames.float().to(self.recipe.device) / 127.5 - 1)
+        for (clip, key, pixels), latent in zip(read, latents, strict=True):
+            motion = flow.latent_flow(flow.optical_flow(pixels, self.recipe.data.flow), self.backbone.spec)
+            about = {"caption": clip.caption, "labels": list(clip.labels.mechanisms), "id": clip.id}
+            self.cache.put(key, {"latent": latent.float(), "flow": motion}, about)
+            self.computed += 1
+
+    def embed(self, captions: Sequence[str]) -> dict[str, str]:
+        """Put text features into the cache without their padding; give the key of each caption."""
+        producer = f"{FORMAT}/text/{self.backbone.digest}"
+        keys = {c: Cache.key(c.encode(), producer=producer) for c in dict.fromkeys(captions)}
+        waiting = [c for c, key in keys.items() if not self.cache.has(key, ("text",))]
+        if waiting:
+            self.backbone.check_words(waiting)  # one warning for all that a closed vocabulary lacks
+        for start in range(0, len(waiting), BATCH):
+            part = waiting[start : start + BATCH]
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)
+                text = self.backbone.embed(part)
+            for caption, features, mask in zip(part, text.features.float(), text.mask, strict=True):
+                length = int(mask.nonzero().max()) + 1 if bool(mask.any()) else 1
+                self.cache.put(keys[caption], {"text": features[:length]})
+        return keys
+
+
+def labels_of(record: Record, recipe: Recipe) -> Labels:
+    """The mechanisms of a record: its own labels, its WISA answers, or what its caption says."""
+    if record.labels and all(label in MECHANISMS for label in record.labels):
+        return Labels.of(record.labels)
+    if record.labels or record.annotation:
+        annotation = {**record.annotation, "label": record.labels[0] if record.labels else ""}
+        return from_wisa(annotation, unknown=recipe.data.on_unknown)
+    return read_caption(record.caption, how=recipe.data.fallback, parser=recipe.parser)
+
+
+def _world(recipe: Recipe, store: _Store) -> tuple[Iterator[Clip], int]:
+    """Clips of the simulated world; only those that the cache lacks are simulated, some at a time."""
+    d = recipe.data
+    if d.height != d.width or d.height % physworld.SIZE or d.frames != physworld.FRAMES:
+        raise ValueError(
+            f"expected {physworld.FRAMES} square frames of {physworld.SIZE}, {2 * physworld.SIZE}, ... px from the "
+            f"world, got {d.frames} of {d.height} x {d.width}"
+        )
+    return _simulated(recipe, store), d.clips
+
+
+def _simulated(recipe: Recipe, store: _Store) -> Iterator[Clip]:
+    d, code = recipe.data, _world_code()
+    scale = d.height // physworld.SIZE
+    each, rest = divmod(d.clips, len(MECHANISMS))
+    for index, mechanism in enumerate(MECHANISMS):
+        for seeds in _parts(range(each + (index < rest)), CHUNK):
+            content = {seed: json.dumps([code, mechanism, seed, d.split, scale]) for seed in seeds}
+            known = {seed: store.meta(content[seed]) for seed in seeds}
+            missing = [seed for seed in seeds if known[seed] is None]
+            made = {c.seed: c for c in physworld.simulate_many(mechanism, missing, split=d.split, scale=scale)}
+            for seed in seeds:
+                name, meta = f"{d.split}-{mechanism}-{seed:06d}", known[seed]
+                if meta is None:
+                    clip = made[seed]
+                    yield Clip(
+                        name, content[seed], clip.caption, Labels.of(clip.labels), partial(getattr, clip, "video")
+                    )
+                else:
+                    yield Clip(name, content[seed], meta["caption"], Labels.of(meta["labels"]), _never)
+
+
+def _never() -> np.ndarray:
+    raise AssertionError("a clip that is in the cache has no need of its pixels")
+
+
+def _folder(recipe: Recipe, skipped: list[Skipped]) -> tuple[list[Clip], int]:
+    """Clips of a folder or of a list of records."""
+    d = recipe.data
+    spec = video.ClipSpec(frames=d.frames, fps=d.fps, height=d.height, width=d.width)
+    records, left_out = read_records(d.source)
+    skipped += left_out
+    clips = []
+    for record in records:
+        try:
+            labels = labels_of(record, recipe)
+        except ValueError as error:
+            raise ValueError(
+                f"{record.id}: {error}; correct it, or list and drop it with data.on_unknown=list"
+            ) from None
+        skipped += [Skipped(record.id, f"category {name!r} is unknown and was dropped") for name in labels.unknown]
+        with record.path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        clips.append(Clip(record.id, content, record.caption, labels, partial(_frames, record.path, spec)))
+    return clips, len(clips)
+
+
+def _frames(path: Path, spec: video.ClipSpec) -> UInt8[np.ndarray, "t h w 3"]:
+    return video.clip(video.read(path), spec).frames
+
+
+def _vector(name: str, labels: Labels, recipe: Recipe) -> Tensor:
+    if recipe.data.labels == "none":
+        return torch.zeros(len(MECHANISMS))
+    return shuffle(labels.multi_hot, name) if recipe.data.labels == "random" else labels.multi_hot
+
+
+def _world_code() -> str:
+    """Name the code that makes the world: other code, other clips."""
+    sha = hashlib.sha256()
+    for file in sorted(Path(physworld.__file__).parent.glob("*.py")):
+        sha.update(file.read_bytes())
+    return sha.hexdigest()
+
+
+def _parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    return (items[i : i + size] for i in range(0, len(items), size))
