@@ -32,7 +32,7 @@ def test_the_impulse_field_is_what_changes_each_ball_and_sums_to_zero() -> None:
 def ghost(change: str) -> dict[str, float]:
     """Measures of a drawn pair that breaks one law."""
     t = np.arange(17.0)[:, None]
-    u0, u1 = np.array([0.0, 1.2]), np.array([0.0, 0.0])
+    u0, u1 = np.array([0.0, 0.8]), np.array([0.0, 0.0])
     v0, v1 = {"law": (u1, u0), "momentum": (u1, 0.4 * u0), "through": (u0, u1)}[change]
     met = np.array([16.0, 14.0])
     first = met + np.minimum(t - 6.5, 0) * u0 + np.maximum(t - 6.5, 0) * v0

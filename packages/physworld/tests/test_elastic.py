@@ -48,14 +48,15 @@ def test_the_plucked_block_obeys_the_wave_equation_with_its_own_c(clips: dict[st
 
 def test_the_divergence_of_the_stress_is_the_acceleration(clips: dict[str, list[Clip]]) -> None:
     for clip in clips["lattice"]:
-        stress = clip.fields["stress"].astype(np.float64)
+        dt = 0.02
+        w = exact(clip.params, np.array([4.0 - dt, 4.0, 4.0 + dt]))
+        acceleration = (w[0] - 2 * w[1] + w[2]) / dt**2
+        stress = clip.fields["stress"][4].astype(np.float64)
         component, _ = elastic._AXES[clip.params["direction"]]
-        normal = np.gradient(stress[..., component], 0.5, axis=1 + component)
-        shear = np.gradient(stress[..., 2], 0.5, axis=2 - component)
-        displacement = clip.fields["displacement"].astype(np.float64)
-        force = clip.params["c"] ** 2 * laplacian(displacement, 0.5)[..., component]
-        error = (normal + shear)[:, 2:-2, 2:-2] - force
-        assert np.sqrt((error**2).mean() / (force**2).mean()) < 0.05  # half-precision second differences
+        normal = np.gradient(stress[..., component], 0.5, axis=component)
+        shear = np.gradient(stress[..., 2], 0.5, axis=1 - component)
+        error = (normal + shear - acceleration)[2:-2, 2:-2]
+        assert np.sqrt((error**2).mean() / (acceleration**2).mean()) < 0.04  # half precision, second-order differences
 
 
 def test_strain_is_the_symmetric_gradient_of_the_displacement(clips: dict[str, list[Clip]]) -> None:

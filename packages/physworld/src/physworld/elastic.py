@@ -269,7 +269,7 @@ def _measure_lattice(video: np.ndarray, colour: str, expectation: dict[str, Any]
     mass, moved = _beads(share, scale)
     typical = float(np.median(mass))
     fair = np.abs(mass - typical) <= 0.5 * typical if typical > 0 else np.zeros_like(mass, bool)
-    valid = 0.3 < typical / (np.pi * BEAD_RADIUS**2) < 2.0 and fair.mean() > 0.5
+    valid = bool(0.3 < typical / (np.pi * BEAD_RADIUS**2) < 2.0 and fair.mean() > 0.5)
     found = _unfit(valid, float(fair.mean()), float(mass.std() / mass.mean()) if mass.any() else UNFIT, off)
     if not valid:
         return found
