@@ -66,7 +66,8 @@ def test_a_logged_term_is_not_minimised(tmp_path):
     assert toy.equal(run(tmp_path / "a", 0.0), run(tmp_path / "b", 1000.0))
 
 
-def test_accumulating_two_halves_is_one_step_on_the_whole_and_clipping_counts_it_once(tmp_path):
+@pytest.mark.parametrize("clip", [None, 0.1])
+def test_accumulating_two_halves_is_one_step_on_the_whole_and_clipping_counts_it_once(tmp_path, clip):
     def run(folder, batch, accumulate):
         torch.manual_seed(0)
         parts = {"head": torch.nn.Linear(3, 1)}
@@ -74,7 +75,7 @@ def test_accumulating_two_halves_is_one_step_on_the_whole_and_clipping_counts_it
         def loss(batch, progress):
             return {"mse": 100 * (parts["head"](batch["x"]) - batch["y"]).square().mean()}
 
-        optim = Optim(lr=1e-2, clip=0.1, eps=1.0)  # a large eps: the step's size shows the gradient's
+        optim = Optim(lr=1e-2, clip=clip, eps=1.0)  # a large eps: the step's size shows the gradient's
         stage = Stage("a", {"head": 1.0}, loss, toy.data(8), batch, Length(steps=3), optim, accumulate=accumulate)
         fit([stage], parts, out=folder, quiet=True)
         return parts["head"].weight.detach()

@@ -72,6 +72,28 @@ def test_an_integer_ratio_takes_every_kth_frame():
     assert np.allclose(cut.times_s, np.arange(17) / 16)
 
 
+def test_a_rate_near_a_multiple_stays_even_and_tells_its_true_times():
+    decoded = moving(29.97)
+    cut = video.clip(decoded, ClipSpec(17, 16, 8, 8))
+    assert np.array_equal(cut.frames, decoded.frames[:34:2])
+    assert cut.fps == pytest.approx(14.985)
+
+
+def test_loading_a_part_gives_what_clipping_the_whole_gives(tmp_path):
+    path = video.write(tmp_path / "a.mp4", noise(60), 32, lossless=True)
+    for start in (0.0, 0.5):
+        spec = ClipSpec(13, 16, 8, 8)
+        part, whole = video.load(path, spec, start_s=start), video.clip(video.read(path), spec, start_s=start)
+        assert np.array_equal(part.frames, whole.frames)
+        assert np.allclose(part.times_s, whole.times_s)
+    between = video.read(path, from_s=0.5, until_s=1.0)
+    assert (len(between.frames), between.times_s[0], between.times_s[-1]) == (17, 0.5, 1.0)
+    with pytest.raises(VideoError, match="nothing after 9 s"):
+        video.read(path, from_s=9)
+    with pytest.raises(ValueError, match="fewer frames"):
+        video.load(path, ClipSpec(17, 16, 8, 8), start_s=1.0)
+
+
 def test_constant_motion_has_no_acceleration_at_the_times_that_the_clip_tells():
     decoded = moving(24)
     with pytest.warns(TrainingWarning, match="frame spacing varies"):
