@@ -113,9 +113,8 @@ def hll(q: Float[np.ndarray, "4 b n n"], axis: int) -> Float[np.ndarray, "4 b _ 
     s_l = np.minimum(np.minimum(slowest[l], slowest[r]), 0)
     s_r = np.maximum(np.maximum(fastest[l], fastest[r]), 0)
     every = slice(None)
-    return (s_r * flux[(every, *l)] - s_l * flux[(every, *r)] + s_l * s_r * (q[(every, *r)] - q[(every, *l)])) / (
-        s_r - s_l
-    )
+    jump = q[(every, *r)] - q[(every, *l)]
+    return (s_r * flux[(every, *l)] - s_l * flux[(every, *r)] + s_l * s_r * jump) / (s_r - s_l)
 
 
 def advance(q: Float[np.ndarray, "4 b n n"], dt: float) -> Float[np.ndarray, "4 b n n"]:
