@@ -205,6 +205,7 @@ def test_a_fitted_closure_finds_the_slope_of_each_sample_and_keeps_to_its_range(
 def test_a_fixed_slope_is_used_as_given_and_a_fitted_one_carries_no_gradient():
     g = torch.Generator().manual_seed(2)
     p, rho = (torch.randn(1, 1, 3, 4, 4, dtype=D, generator=g) for _ in range(2))
+    p = 0.8 * rho + 0.3 * p  # a slope inside its range
     fields = {"pressure": p.requires_grad_(), "density": rho}
     key = "compressible_flow.pressure_density_closure"
     fixed = evaluate(fields, pf.Grid(), ["compressible_flow"], families=["closure"], kappa=2.0)[key]
@@ -293,6 +294,14 @@ def test_a_residual_whose_stencil_touches_an_invalid_node_weighs_nothing():
     T = torch.where(mask > 0, 5.0, torch.nan)
     out = evaluate({"temperature": T, "velocity": torch.zeros(1, 2, 7, 9, 9)}, pf.Grid(), ["thermal"], mask=mask)
     assert not any(r.loss.any() for r in out.values())
+
+
+@pytest.mark.parametrize("options", [{}, {"relative": True}, {"reduction": "charbonnier", "relative": True}])
+def test_inactive_fields_of_zeros_have_finite_losses_and_gradients(options):
+    bank = {slot: torch.zeros(1, c, 5, 5, 5, requires_grad=True) for slot, c in COMPONENTS.items()}
+    total = torch.stack([r.loss for r in evaluate(bank, UNEVEN, **options).values()]).sum()
+    assert total.isfinite()
+    assert all(g.isfinite().all() for g in torch.autograd.grad(total, list(bank.values())))
 
 
 def test_an_empty_mask_gives_zero_loss_and_zero_gradient():
