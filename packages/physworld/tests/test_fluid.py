@@ -83,3 +83,15 @@ def test_a_vortex_turns_as_its_caption_says(way: str) -> None:
     peak, s2 = p["speed"] / (0.4513 * p["core"]), p["core"] ** 2
     around = peak * s2 / r * (1 - np.exp(-(r**2) / (2 * s2))) - 0.5 * r * peak * 2 * np.pi * s2 / 32**2
     assert np.linalg.norm(fields["velocity"][0], axis=-1).max() == pytest.approx(around.max(), rel=0.04)
+
+
+def test_a_reversed_flow_unmixes_and_lost_ink_shows() -> None:
+    p = draws(1)[0]
+    video, fields, _ = fluid.simulate_batch([p], 1)[0]
+    expected = fluid.expect(fluid.caption(p).split())
+    ink = fields["density"][..., 0].astype(np.float64)
+    fading = fluid.RAMP.colour(ink * np.linspace(1, 0.6, len(ink))[:, None, None])
+    real, back, faded = (fluid.measure(v, expected, 1) for v in (video, video[::-1], fading))
+    assert max(real["unmixing"], real["ink_max_growth"], real["ink_drift"]) < 0.02
+    assert min(back["unmixing"], back["ink_max_growth"]) > 0.2
+    assert faded["ink_drift"] > 0.2

@@ -67,3 +67,10 @@ def test_openings_and_drops_are_counted() -> None:
             right = optical.expect(optical.caption(p).split())
             assert optical.measure(video, right, 1)["count_ok"] == 1
             assert optical.measure(video, right | {"count": right["count"] + 1}, 1)["count_ok"] == 0
+
+
+def test_a_wave_of_the_wrong_speed_shows() -> None:
+    for scenario in optical.SCENARIOS:
+        p = draws(scenario, 1, c=0.9)[0]
+        video, expected = optical.simulate_batch([p], 1)[0][0], optical.expect(optical.caption(p).split())
+        assert optical.measure(video, expected | {"c": 0.5}, 1)["c_relerr"] > 0.5

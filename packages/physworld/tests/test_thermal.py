@@ -50,3 +50,10 @@ def test_a_wrong_count_and_a_wrong_diffusivity_show() -> None:
     figures = thermal.measure(video, {"count": thermal.COUNTS[params["count"]] + 1, "D": 0.42}, 1)
     assert figures["count_ok"] == 0
     assert figures["D_relerr"] > 0.5
+
+
+def test_a_reversed_plate_breaks_the_maximum_principle() -> None:
+    params = plate(D=0.42)
+    video, expected = thermal.simulate_batch([params], 1)[0][0], thermal.expect(thermal.caption(params).split())
+    assert thermal.measure(video, expected, 1)["maxprinc"] < 0.01
+    assert thermal.measure(video[::-1], expected, 1)["maxprinc"] > 0.2
