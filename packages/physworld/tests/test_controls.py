@@ -1,4 +1,4 @@
-"""Decision 12: real clips pass; still, reversed and shuffled ones do not. 64 clips of the test split for each mechanism."""
+"""Decision 12: real clips pass; still, reversed and shuffled ones do not. 64 clips of the test split a mechanism."""
 
 import numpy as np
 import pytest
