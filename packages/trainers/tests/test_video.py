@@ -57,6 +57,17 @@ def test_a_truncated_file_is_an_error_that_names_it(tmp_path, share):
         video.read(cut)
 
 
+def test_a_file_that_is_cut_between_two_frames_is_noticed_too(tmp_path):
+    import av
+
+    path = video.write(tmp_path / "a.mp4", noise(17, 32, 32), 16)
+    with av.open(str(path)) as container:
+        last = max(packet.pos for packet in container.demux(video=0) if packet.pos is not None)
+    path.write_bytes(path.read_bytes()[:last])
+    with pytest.raises(VideoError, match="announces 17 frames and holds 16"):
+        video.read(path)
+
+
 def test_a_text_file_named_mp4_is_an_error_that_names_it(tmp_path):
     (tmp_path / "a.mp4").write_text("not a film")
     with pytest.raises(VideoError, match="replace it or leave it out"):

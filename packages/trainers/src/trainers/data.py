@@ -10,7 +10,7 @@ from torch import Tensor
 from .guards import bytes_of
 from .records import Filters, Record, Skipped, read_records
 
-__all__ = ["Filters", "InMemory", "Record", "Skipped", "collate", "read_records"]
+__all__ = ["Filters", "InMemory", "Record", "Skipped", "collate", "read_records", "take"]
 
 
 def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -27,6 +27,13 @@ def _join(values: list[Any]) -> Any:
     if isinstance(values[0], Tensor):
         return torch.stack(values)
     return torch.tensor(values) if isinstance(values[0], (int, float)) else values
+
+
+def take(data: Any, indices: Tensor, device: torch.device) -> dict[str, Any]:
+    """Return the batch of a map-style data set at `indices`, by its `get_batch` when it has one, tensors on `device`."""
+    get_batch = getattr(data, "get_batch", None)
+    batch = get_batch(indices) if get_batch is not None else collate([data[i] for i in indices.tolist()])
+    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
 class InMemory:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from . import checkpoint, guards, show, weights
 from .config import did_you_mean
-from .data import collate
+from .data import take
 from .log import Log
 from .order import Order, derive_seed
 from .stage import Progress, Stage
@@ -302,7 +302,7 @@ class _Run:
         for _ in range(stage.accumulate):
             indices = order.take(stage.batch_size)
             samples += indices.tolist()
-            terms = dict(stage.loss(_batch(stage, indices, device), progress))
+            terms = dict(stage.loss(take(stage.data, indices, device), progress))
             summed = [term for name, term in terms.items() if not name.startswith("log/")]
             if not summed:
                 raise ValueError(f"the loss of stage {stage.name!r} returned no term, got {sorted(terms)}")
@@ -399,9 +399,3 @@ def _check(stages: Sequence[Stage], groups: Mapping[str, nn.Module]) -> None:
                 raise ValueError(f"stage {stage.name!r} trains group {name!r}, which has no parameters")
         if len(stage.data) < 1:
             raise ValueError(f"stage {stage.name!r}: the data set is empty")
-
-
-def _batch(stage: Stage, indices: Tensor, device: torch.device) -> dict[str, Any]:
-    get_batch = getattr(stage.data, "get_batch", None)
-    batch = get_batch(indices) if get_batch is not None else collate([stage.data[i] for i in indices.tolist()])
-    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
