@@ -30,7 +30,7 @@ def _join(values: list[Any]) -> Any:
 
 
 def take(data: Any, indices: Tensor, device: torch.device) -> dict[str, Any]:
-    """Return the batch of a map-style data set at `indices`, by its `get_batch` when it has one, tensors on `device`."""
+    """Return the batch of a map-style data set at `indices`, by its `get_batch` if it has one, tensors on `device`."""
     get_batch = getattr(data, "get_batch", None)
     batch = get_batch(indices) if get_batch is not None else collate([data[i] for i in indices.tolist()])
     return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
