@@ -4,12 +4,13 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import numpy as np
-import physworld
 import pytest
 import torch
+from torch import nn
+
+import physworld
 from backbones import AutoencoderBlockPCA, WanBackbone, bundle, load, tiny
 from backbones.loading import save
-from torch import nn
 
 
 class Nudge(nn.Module):

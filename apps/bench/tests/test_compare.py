@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from bench.compare import by_mechanism, expected_by_chance, paired
 
 

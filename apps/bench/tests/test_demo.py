@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+
 from bench import demo, live, report
 from bench.generate import Order, Setting, System, carry_out, noise_seeds
 

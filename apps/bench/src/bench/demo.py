@@ -7,6 +7,7 @@ One seed, a few clips, a tiny backbone: it shows that the machinery works and wh
 import json
 import platform
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -168,11 +169,12 @@ def tables(result: Result) -> list[Table]:
 def environment() -> dict[str, str]:
     """Name the machine and the versions that the figures belong to."""
     names = ("torch", "diffusers", "transformers", "numpy", "physworld", "physbackbones")
+    unit = 1024**2 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB on Linux
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return {
         "processor": _processor(),
         "python": platform.python_version(),
-        "largest process": f"{peak / 1024:.0f} MiB",
+        "largest process": f"{peak / unit:.0f} MiB",
         **{name: version(name) for name in names},
     }
 

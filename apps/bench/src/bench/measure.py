@@ -1,8 +1,8 @@
 """What is measured of what: sources of clips for the same captions, and the law's figures of each.
 
-`real` are held-out simulations, `VAE` the same through the backbone's autoencoder (the best that any generator behind it
-can reach), `static`, `reversed` and `shuffled` the negative controls, and after them the systems that are compared. A
-metric that passes the controls measures nothing, except `reversed` where the law runs backwards just as well.
+`real` are held-out simulations, `VAE` the same through the backbone's autoencoder (the best that any generator behind
+it can reach), `static`, `reversed` and `shuffled` the negative controls, and after them the systems that are compared.
+A metric that passes the controls measures nothing, except `reversed` where the law runs backwards just as well.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ class Scored:
 
     @property
     def score(self) -> float:
-        """Mean continuous score: 0 for shuffled frames, 1 for the floor."""
+        """Mean score: each figure from 0 (as bad as shuffled frames) to 1 (at its floor)."""
         return float(np.mean(self.scores))
 
     def median(self, name: str) -> float:

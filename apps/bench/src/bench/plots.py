@@ -48,7 +48,7 @@ def label(name: str) -> str:
 
 
 def score_plot(scores: Mapping[str, Mapping[str, float]], systems: Sequence[str]) -> str:
-    """Draw the systems' scores by mechanism between the shuffled control (0) and the autoencoder's floor."""
+    """Draw the systems' scores by mechanism, between the shuffled control and the autoencoder's floor."""
     with _figure("scores", (7.6, 0.42 * len(scores) + 1.1)) as (figure, axes):
         rows = np.arange(len(scores))[::-1]
         for row, values in zip(rows, scores.values(), strict=True):
@@ -60,7 +60,7 @@ def score_plot(scores: Mapping[str, Mapping[str, float]], systems: Sequence[str]
             axes.plot(x, rows + offset, MARKERS[index], color=COLOURS[index], ms=6, label=system, zorder=3)
         axes.set_yticks(rows, [label(m) for m in scores])
         axes.set_xlim(-0.02, 1.03)
-        axes.set_xlabel("continuous score (0: shuffled frames, 1: what the autoencoder allows)")
+        axes.set_xlabel("continuous score")
         axes.grid(axis="x")
         axes.legend(loc="upper center", bbox_to_anchor=(0.45, 1.16), ncols=4, columnspacing=1.2, handletextpad=0.4)
     return figure["svg"]

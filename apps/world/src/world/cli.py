@@ -1,6 +1,7 @@
 """`world`: make the simulated data set, train the embedded backbone on it, look at it, measure it, ship it."""
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,9 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=F
 train = typer.Typer(help="Train a part of the embedded backbone.", no_args_is_help=True)
 app.add_typer(train, name="train")
 console = Console()
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # both are read when transformers is first imported
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 Out = Annotated[Path, typer.Option("--out", help="Folder (or file) to write.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe field: --set a.b=c (repeatable).")]

@@ -7,6 +7,7 @@ mechanism: the share of clips that pass every gate, and the continuous score, 0 
 autoencoder's floor.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from rich.table import Table
 
 import physworld
 from physworld import MECHANISMS, Clip, controls, metrics
+from physworld.mechanism import module
 from trainers import show
 from world import vae as autoencoder
 from world.clips import to_bytes, to_signed
@@ -118,7 +120,7 @@ def tables(result: Evaluation) -> list[Table]:
     shown = []
     for title, values in (
         (f"gated pass share, {result.clips} clips a mechanism ({result.split})", result.passes),
-        ("score: 0 shuffled, 1 the autoencoder's floor", result.scores),
+        ("score: each figure from 0 (as bad as shuffled frames) to 1 (at its floor)", result.scores),
     ):
         table = Table("mechanism", *SOURCES, title=title)
         for mechanism, row in values.items():
@@ -143,13 +145,17 @@ def sample_sheet(
     return save_sheet(out, rows, title=f"{weights}: seed {seed}, {steps} steps, guidance {guidance}")
 
 
-def one_per_scenario(split: str = "test", look: int = 24) -> list[Clip]:
-    """Take the first clip of each scenario."""
-    found: dict[tuple[str, str], Clip] = {}
+def one_per_scenario(split: str = "test") -> list[Clip]:
+    """Take the first clip of each scenario of each mechanism."""
+    chosen: list[Clip] = []
     for mechanism in MECHANISMS:
-        for clip in physworld.simulate_many(mechanism, list(range(look)), split=split):
-            found.setdefault((mechanism, clip.scenario), clip)
-    return list(found.values())
+        found: dict[str, Clip] = {}
+        seeds = itertools.count()
+        while set(found) != set(module(mechanism).SCENARIOS):
+            clip = physworld.simulate(mechanism, next(seeds), split=split)
+            found.setdefault(clip.scenario, clip)
+        chosen += found.values()
+    return chosen
 
 
 def fit_thresholds(weights: str, out: Path | None, *, clips: int, split: str) -> Path:
@@ -164,7 +170,7 @@ def fit_thresholds(weights: str, out: Path | None, *, clips: int, split: str) ->
         measured[mechanism] = {name: measure(real, make[name](real)) for name in ("vae", "shuffled")}
     thresholds = metrics.Thresholds.fit(
         {m: by_source["vae"] for m, by_source in measured.items()},
-        shuffled={m: by_source["shuffled"] for m, by_source in measured.items()},
+        {m: by_source["shuffled"] for m, by_source in measured.items()},
     )
     path = out or Path(physworld.__file__).parent / "thresholds.json"
     temporary = path.with_name(path.name + ".tmp")
