@@ -33,7 +33,18 @@ def pila_command(out: Path, backbone: str, seed: int) -> list[str]:
     """Give the command that trains 60 steps of PILA."""
     settings = {**SETTINGS, "backbone": backbone, "seed": seed}
     flags = [flag for key, value in settings.items() for flag in ("--set", f"{key}={value}")]
-    return [sys.executable, "-m", "pila.cli", "train", "--out", str(out), *flags]
+    return [
+        sys.executable,
+        "-m",
+        "pila.cli",
+        "train",
+        "--out",
+        str(out),
+        "--cache",
+        str(out / "cache"),
+        "--quiet",
+        *flags,
+    ]
 
 
 def run(
