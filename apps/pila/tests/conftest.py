@@ -65,6 +65,11 @@ def make_recipe():
 
 
 @pytest.fixture(scope="session")
+def small_sets() -> tuple[str, ...]:
+    return SMALL
+
+
+@pytest.fixture(scope="session")
 def data(backbone: WanBackbone) -> InMemory:
     g = torch.Generator().manual_seed(0)
     prompts = ["a blue ball is thrown to the left", "two balls collide", "ink", "ice melts"] * 3

@@ -8,33 +8,26 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from backbones import attach, bundle, sample
+from pila.config import RECIPES, load_recipe
 from pila.train import fresh, save_bundle, stages, train
-from trainers import NonFiniteLoss, fit
+from trainers import NonFiniteLoss, dump_config, fit
 
-ABLATIONS = {
-    "plain adapter": ["adapter=plain"],
-    "w/o flow correction": ["correct=none"],
-    "encoder only": ["correct=encoder_only"],
-    "w/o AFE": ["anchors.mode=scaffold"],
-    "w/o MoE operator": ["routing.operators=shared"],
-    "w/o residuals": ["couple.physics_weight=0"],
-    "w/o PDE anchors": ["physics.families=[kinematic, closure, stabilizer]"],
-    "w/o kinematic residuals": ["physics.families=[pde_anchor, closure, stabilizer]"],
-    "w/o closures": ["physics.families=[pde_anchor, kinematic, stabilizer]"],
-    "w/o stabilisers": ["physics.families=[pde_anchor, kinematic, closure]"],
-    "w/o expert routing": ["routing.mode=uniform"],
-    "w/o kinematic anchor": ["anchors.mode=free_kinematics"],
-    "w/o staged recovery": ["recover.phases=[wave]", "recover.steps=5"],
-    "proxy only": ["physics.proxy_only=true"],
-    "random labels": ["data.labels=random"],
-    **{f"k = {k}": [f"routing.k={k}"] for k in range(9)},
-}
+ROWS = yaml.safe_load((RECIPES / "ablations.yaml").read_text())["rows"]
+STRUCTURE = {"recover.steps=300": "recover.steps=5"}  # as many steps as the phases of the small recipe together
 
 
 def state(adapter) -> dict[str, torch.Tensor]:
     return {f"{g}.{n}": t.clone() for g, m in adapter.groups().items() for n, t in m.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def bundle_folder(backbone, data, make_recipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    train(make_recipe(), backbone, data, out=folder, quiet=True)
+    return folder / "bundle"
 
 
 def test_a_stage_moves_exactly_its_groups(backbone, data, make_recipe, tmp_path):
@@ -85,12 +78,51 @@ def test_the_control_is_the_same_network(backbone, make_recipe):
     assert all(torch.equal(a, b) for a, b in zip(state(pila).values(), state(plain).values(), strict=True))
 
 
-@pytest.mark.parametrize("name", ABLATIONS)
-def test_every_ablation_builds_and_trains(name, backbone, data, make_recipe, tmp_path):
-    recipe = make_recipe("observe.steps=1", "couple.steps=1", "couple.encoder_frozen=0", *ABLATIONS[name])
+TRAINED = [row for row in ROWS if "when" not in row]
+SAMPLED = [row for row in ROWS if row.get("when") == "sampling"]
+
+
+@pytest.mark.parametrize("row", SAMPLED, ids=lambda row: row["name"])
+def test_every_ablation_of_sampling_runs_on_a_trained_bundle(row, backbone, bundle_folder):
+    from pila.generate import load_adapter, recipe_of, sample_pair
+
+    recipe = recipe_of(bundle_folder, row["set"])
+    adapter = load_adapter(bundle_folder, backbone, recipe=recipe)
+    calls = []
+    _, video = sample_pair(backbone, adapter, ["ink"], [0], base=False, watch=lambda s, a: calls.append(a.routing))
+    first, last = recipe.sampling.correct_steps or (1, recipe.sampling.steps)
+    assert len(calls) == last - first + 1
+    assert all(int(r.selected.sum()) == recipe.routing.k for r in calls)
+    assert torch.isfinite(video).all()
+
+
+@pytest.mark.parametrize("row", TRAINED, ids=lambda row: row["name"])
+def test_every_ablation_builds_and_trains(row, backbone, data, make_recipe, tmp_path):
+    sets = [STRUCTURE.get(s, s) for s in row["set"]]
+    recipe = make_recipe("observe.steps=1", "couple.steps=1", "couple.encoder_frozen=0", *sets)
     adapter, result = train(recipe, backbone, data, out=tmp_path, quiet=True)
     assert result.global_step == recipe.steps
     assert all(torch.isfinite(t).all() for t in state(adapter).values())
+
+
+def test_every_ablation_differs_from_the_default_and_says_how(make_recipe):
+    for row in ROWS:
+        assert row["what"].endswith(".")
+        assert make_recipe(*row["set"]) != make_recipe() or row["name"] == "k = 4"
+    assert len({row["name"] for row in ROWS}) == len(ROWS) >= 28
+
+
+def test_w_o_staged_recovery_takes_as_many_steps(make_recipe):
+    row = next(row for row in ROWS if row["name"] == "w/o staged recovery")
+    default, all_at_once = load_recipe(), load_recipe(None, row["set"])
+    assert default.steps == all_at_once.steps
+
+
+@pytest.mark.parametrize("name", ["tiny", "wan2.1-1.3b"])
+def test_a_shipped_recipe_is_valid_and_resolves_to_itself(name, tmp_path):
+    recipe = load_recipe(name)
+    dump_config(recipe, tmp_path / "recipe.yaml")
+    assert load_recipe(tmp_path / "recipe.yaml") == recipe
 
 
 def test_a_trained_bundle_comes_back_equal_and_changes_the_video(backbone, data, make_recipe, tmp_path):

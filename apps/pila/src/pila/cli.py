@@ -33,6 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+shown = Console(width=None if sys.stdout.isatty() else 120)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Config = Annotated[str | None, typer.Option("--config", help="recipe file, or the name of a shipped one")]
@@ -99,7 +100,7 @@ def check(
     table.add_row("latent -> video -> latent", f"{drift:.3f} relative rms")
     table.add_row("clips looked at", f"{found.clips} ({', '.join(f'{m} {n}' for m, n in found.labels.items() if n)})")
     table.add_row("left out", "\n".join(f"{s.path}: {s.why}" for s in found.skipped) or "none")
-    Console().print(table)
+    shown.print(table)
     if not same:
         raise ValueError("a fresh adapter changes the backbone's output: please report this")
 
@@ -122,16 +123,15 @@ def plan(config: Config = None, set_: Set = None) -> None:
         ramps = ", ".join(f"{n} to {r.end:g} by {r.to_step}" for n, r in stage.ramps.items())
         per_step = f"{stage.batch_size} x {stage.accumulate}"
         table.add_row(stage.name, str(stage.length.steps), per_step, "; ".join(filter(None, (rates, late))), ramps)
-    console = Console()
-    console.print(table)
+    shown.print(table)
     weights = sum(p.numel() for p in adapter.parameters())
     numbers = shape[0] * shape[1] * shape[2] * shape[3]
     stored = 4 * (numbers + 2 * numbers // shape[0] + backbone.spec.text_length * backbone.spec.text_dim)
-    console.print(
+    shown.print(
         f"{recipe.steps} steps; {weights:,} parameters, {16 * weights / 1e6:.1f} MB with gradients and optimizer"
     )
-    console.print(f"latent {shape}; at most {stored / 1e6:.2f} MB of cache a clip")
-    console.print("seconds a step on this machine: `pila time`")
+    shown.print(f"latent {shape}; at most {stored / 1e6:.2f} MB of cache a clip")
+    shown.print("seconds a step on this machine: `pila time`")
 
 
 @app.command()
@@ -230,7 +230,7 @@ def evaluate(
         scores, d = result.scores[mechanism], result.difference[mechanism]
         figures = (shares["base"], shares[name], scores["base"], scores[name])
         table.add_row(mechanism, *(f"{x:.3f}" for x in figures), f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]")
-    Console().print(table)
+    shown.print(table)
     if out is not None:
         print(result.save(out))
 

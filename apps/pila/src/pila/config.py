@@ -154,6 +154,7 @@ class Data(Config):
     source: str = (
         "world"  # "world": simulated clips made on the fly; else a folder of mp4, or a JSON / JSONL of records
     )
+    root: str | None = None  # folder that the paths of a JSON are relative to; none: the JSON's own folder
     clips: PositiveInt = 1600  # of the world, spread evenly over the mechanisms; a folder gives what it has
     split: Literal["train", "val", "test", "ood"] = "train"  # of the world
     frames: PositiveInt = 17  # 4n + 1 for a causal x4 VAE

@@ -232,7 +232,7 @@ def _folder(recipe: Recipe, skipped: list[Skipped]) -> tuple[list[Clip], int]:
     """Clips of a folder or of a list of records."""
     d = recipe.data
     spec = video.ClipSpec(frames=d.frames, fps=d.fps, height=d.height, width=d.width)
-    records, left_out = read_records(d.source)
+    records, left_out = read_records(d.source, root=d.root)
     skipped += left_out
     clips = []
     for record in records:

@@ -1,0 +1,153 @@
+"""Laws of the command line: every verb works on a folder, and what a user gets wrong is one line, no traceback."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from backbones.loading import save
+from pila.cli import app
+from pila.config import RECIPES
+from trainers import video
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+RUN = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def sets(backbone, small_sets, tmp_path_factory) -> list[str]:
+    """A small recipe on a saved tiny backbone."""
+    home = save(backbone, tmp_path_factory.mktemp("backbone"), id="tiny-test")
+    chosen = [*small_sets, f"backbone={home}", "data.clips=8", "sampling.steps=2"]
+    return [part for s in chosen for part in ("--set", s)]
+
+
+def ask(*words: object) -> str:
+    result = RUN.invoke(app, [str(w) for w in words])
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    return result.stdout
+
+
+def fail(*words: object) -> str:
+    result = RUN.invoke(app, [str(w) for w in words])
+    assert result.exit_code == 1, result.output
+    assert isinstance(result.exception, SystemExit)
+    assert "Traceback" not in result.output
+    return " ".join(result.output.split())
+
+
+@pytest.fixture(scope="module")
+def run(sets, tmp_path_factory):
+    home = tmp_path_factory.mktemp("run")
+    summary = json.loads(ask("train", *sets, "--cache", home / "cache", "--out", home / "run", "--quiet"))
+    assert summary["steps"] == 14
+    assert summary["clips"] == 8
+    return home
+
+
+def test_check_and_plan_and_cache_and_time_answer(sets, tmp_path):
+    assert "bit for bit" in ask("check", *sets, "--cache", tmp_path, "--quiet")
+    assert "recover-core" in ask("plan", *sets)
+    assert json.loads(ask("cache", *sets, "--cache", tmp_path, "--quiet"))["computed"] == 0  # check looked at all eight
+    figures = json.loads(ask("time", *sets, "--steps", 1))["seconds_a_step"]
+    assert set(figures) == {"observe", "recover", "couple", "plain", "frozen"}
+    assert all(f["wall_s"] > 0 for f in figures.values())
+
+
+def test_generate_writes_video_and_story_and_compares_from_one_noise(run):
+    out = run / "ball.mp4"
+    words = ("generate", "two balls collide", "--bundle", run / "run" / "bundle", "--seed", 4, "--out", out)
+    written = ask(*words, "--compare", "--fields").split()
+    assert len(written) == 4
+    frames = video.read(out).frames
+    assert frames.shape[:2] == (17, 256)
+    assert frames.shape[2] == 2 * 256 + 16
+    story = json.loads(out.with_suffix(".json").read_text())
+    assert (story["prompt"], story["seed"], story["shows"]) == ("two balls collide", 4, ["base", "pila"])
+    assert story["labels"] == ["rigid_body", "collision"]
+    assert len(story["routing"]) == 2
+    assert sum(story["routing"][0]["weights"].values()) == pytest.approx(1, abs=1e-3)
+    assert story["config"]["routing"]["k"] == 4
+    assert {"pila", "torch", "diffusers"} <= set(story["versions"])
+
+
+def test_without_correction_both_sides_of_a_comparison_are_equal(run):
+    out = run / "same.mp4"
+    ask("generate", "ink", "--bundle", run / "run" / "bundle", "--set", "correct=none", "--compare", "--out", out)
+    frames = video.read(out).frames.astype(int)
+    assert np.abs(frames[:, :, :256] - frames[:, :, -256:]).mean() < 1.5  # mp4 loses a little
+
+
+def test_evaluate_measures_both_sides(run, tmp_path):
+    shown = ask("evaluate", "--bundle", run / "run" / "bundle", "--clips", 1, "--quiet", "--out", tmp_path / "e.json")
+    assert "paired noise" in shown
+    figures = json.loads((tmp_path / "e.json").read_text())
+    assert len(figures["passes"]) == 9
+    assert set(figures["scores"]["all"]) == {"base", "pila"}
+    for by in figures["difference"].values():
+        assert by["low"] <= by["mean"] <= by["high"]
+
+
+def test_export_proves_that_the_bundle_changes_something(run, tmp_path):
+    summary = json.loads(ask("export", run / "run", "--out", tmp_path / "bundle"))
+    assert summary["mean_change"] > 0
+    first, second = ((p / "bundle.safetensors").read_bytes() for p in (run / "run" / "bundle", tmp_path / "bundle"))
+    assert first == second
+
+
+def test_a_finished_run_is_not_overwritten_but_resumes(run, sets):
+    again = ("train", *sets, "--cache", run / "cache", "--out", run / "run", "--quiet")
+    assert "resume it" in fail(*again)
+    before = (run / "run" / "bundle" / "bundle.safetensors").read_bytes()
+    assert json.loads(ask(*again, "--resume"))["steps"] == 14
+    assert (run / "run" / "bundle" / "bundle.safetensors").read_bytes() == before
+
+
+def test_stages_can_be_trained_one_after_another(run, sets, tmp_path):
+    words = ("train", *sets, "--cache", run / "cache", "--out", tmp_path / "parts", "--quiet")
+    assert json.loads(ask(*words, "--stage", "observe"))["steps"] == 6
+    assert "changes nothing" in fail("export", tmp_path / "parts", "--out", tmp_path / "bundle")
+    assert json.loads(ask(*words, "--resume"))["steps"] == 14
+    whole, parts = ((p / "bundle" / "bundle.safetensors").read_bytes() for p in (run / "run", tmp_path / "parts"))
+    assert whole == parts
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("check", "--set", "rooting.k=2"), "did you mean 'routing'?"),
+        (("check", "--set", "physics.scales={viscosty: 1}"), "did you mean 'viscosity'?"),
+        (("check", "--set", "routing.k=9"), "routing.k"),
+        (("check", "--set", "nonsense"), "expected an override"),
+        (("check", "--config", "no-such.yaml"), "no-such.yaml"),
+        (("check", "--set", "backbone=/no/such/folder"), "/no/such/folder"),
+        (("generate", "ink", "--bundle", "/no/such/bundle"), "expected a bundle folder"),
+        (("export", "/no/such/run", "--out", "x"), "recipe.yaml"),
+        (("train", "--set", "recover.phases=[wave, core]"), "in this order"),
+        (("train", "--set", "physics.families=[pde]"), "expected families"),
+    ],
+    ids=lambda x: "_".join(x) if isinstance(x, tuple) else "",
+)
+def test_bad_input_is_one_clear_line(words, expected):
+    assert expected in fail(*words)
+
+
+def test_data_faults_are_one_clear_line(sets, tmp_path):
+    assert "Use 13 or 17 frames" in fail("train", *sets, "--set", "data.frames=16", "--out", tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    empty = ("--set", f"data.source={tmp_path / 'empty'}")
+    assert "holds no clips" in fail("train", *sets, *empty, "--out", tmp_path / "run", "--cache", tmp_path / "cache")
+
+
+def test_a_bundle_of_other_sizes_is_refused(run):
+    bundle = run / "run" / "bundle"
+    assert "do not fit" in fail("generate", "ink", "--bundle", bundle, "--set", "network.operator_width=8")
+    steps = ("--set", "sampling.correct_steps=[2, 9]")
+    assert "within 1..2" in fail("generate", "ink", "--bundle", bundle, *steps, "--out", run / "x.mp4")
+
+
+def test_every_shipped_recipe_is_listed_by_name():
+    assert {p.stem for p in RECIPES.glob("*.yaml")} == {"tiny", "wan2.1-1.3b", "ablations"}
+    assert torch.get_num_threads() >= 1
