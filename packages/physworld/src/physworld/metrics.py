@@ -1,8 +1,8 @@
 """Physical plausibility from pixels alone: read the fields back, fit the law, gate the result. No learned judge.
 
 `measure` gives a mechanism's figures for one video; `Thresholds` turns them into the gated pass (every "low" figure
-under 1.5 x the 95 % quantile of its floor, the motion gate at 30 % of the floor's median motion, flags and shares as
-the mechanism's RULE says) and into a continuous score. Conservation laws hold trivially for a still picture: without
+under 1.5 x the 95 % quantile of its floor, and nearer to the floor than to shuffled frames; the motion gate at 30 % of
+the floor's median motion; flags and shares as the mechanism's RULE says) and into a continuous score. Conservation laws hold trivially for a still picture: without
 the motion gate they mean nothing. A law that cannot be fitted gives a large finite figure and `valid` 0, never an
 exception.
 """
@@ -86,19 +86,24 @@ class Limit:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Limits by mechanism and figure, and the least motion by mechanism."""
+    """Limits by mechanism and figure, the least motion by mechanism, and in words which clips the floor was read from."""
 
     limits: Mapping[str, Mapping[str, Limit]]
     motion: Mapping[str, float]
+    fitted_on: str = ""
 
     @classmethod
     def fit(
-        cls, floor: Mapping[str, Iterable[Measures]], mixed: Mapping[str, Iterable[Measures]] | None = None
+        cls,
+        floor: Mapping[str, Iterable[Measures]],
+        mixed: Mapping[str, Iterable[Measures]] | None = None,
+        *,
+        fitted_on: str = "",
     ) -> "Thresholds":
         """Limits from the figures of real clips (or of what a generator's autoencoder makes of them), by mechanism.
 
-        `mixed`: figures of the same clips with shuffled frames; without them `score` counts the gate's motion and flags
-        only.
+        `mixed`: figures of the same clips with shuffled frames. A limit then lies at most half way from the floor to
+        them, so that a blurred floor cannot let them pass; without them `score` counts the gate's motion and flags only.
         """
         limits: dict[str, dict[str, Limit]] = {}
         motion: dict[str, float] = {}
@@ -112,15 +117,14 @@ class Thresholds:
             for name in rule["low"]:
                 values = [m[name] for m in real]
                 middle = float(np.median(values))
-                limits[mechanism][name] = Limit(
-                    limit=max(
-                        SLACK * float(np.quantile(values, QUANTILE)), rule.get("tolerance", {}).get(name, TOLERANCE)
-                    ),
-                    floor=middle,
-                    shuffled=float(np.median(fitted)) if (fitted := _fitted(other, name)) else middle,
-                )
+                of_mixed = float(np.median(fitted)) if (fitted := _fitted(other, name)) else middle
+                limit = SLACK * float(np.quantile(values, QUANTILE))
+                if of_mixed > INFORMATIVE * middle:
+                    limit = min(limit, 0.5 * (middle + of_mixed))
+                limit = max(limit, rule.get("tolerance", {}).get(name, TOLERANCE))
+                limits[mechanism][name] = Limit(limit=limit, floor=middle, shuffled=of_mixed)
             motion[mechanism] = MOTION_SHARE * float(np.median([m[rule["motion"]] for m in real]))
-        return cls(limits, motion)
+        return cls(limits, motion, fitted_on)
 
     def why_not(self, mechanism: str, measures: Measures) -> list[str]:
         """The gates that a video fails; empty for one that passes."""
@@ -168,13 +172,14 @@ class Thresholds:
             clips = simulate_many(mechanism, seeds, split=split, scale=scale)
             floor[mechanism] = [measure(clip, clip.video) for clip in clips]
             mixed[mechanism] = [measure(clip, shuffled(clip.video, clip.seed)) for clip in clips]
-        return cls.fit(floor, mixed)
+        return cls.fit(floor, mixed, fitted_on=f"real clips of the {split} split, {len(seeds)} a mechanism")
 
     def save(self, path: str | Path) -> None:
         """Write as JSON (the file appears whole or not at all)."""
         path = Path(path)
         part = path.with_name(path.name + ".part")
         content = {
+            "fitted_on": self.fitted_on,
             "limits": {m: {name: asdict(limit) for name, limit in by.items()} for m, by in self.limits.items()},
             "motion": dict(self.motion),
         }
@@ -183,12 +188,13 @@ class Thresholds:
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> "Thresholds":
-        """Read thresholds; without a path the shipped ones, fitted on real clips of the validation split."""
+        """Read thresholds; without a path the shipped ones (`fitted_on` says from what: the embedded backbone's floor)."""
         text = Path(path).read_text() if path is not None else (files("physworld") / "thresholds.json").read_text()
         content = json.loads(text)
         return cls(
             {m: {name: Limit(**limit) for name, limit in by.items()} for m, by in content["limits"].items()},
             content["motion"],
+            content["fitted_on"],
         )
 
 
