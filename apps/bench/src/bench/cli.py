@@ -2,6 +2,7 @@
 
 import functools
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ import typer
 from rich.console import Console
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
-console = Console()
+console = Console() if sys.stdout.isatty() else Console(width=118)  # a pipe has no width: do not wrap tables
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # both are read when transformers is first imported
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from bench import live
 from bench.compare import Difference, by_mechanism
@@ -151,12 +151,12 @@ def assemble(
 def tables(result: Result) -> list[Table]:
     """Show pass shares and paired differences on the terminal."""
     title = f"demo, not a claim: share of clips that obey their law ({result.setting.clips} a mechanism, one seed)"
-    shares = Table("mechanism", *result.sources, title=title)
+    shares = Table(Column("mechanism", no_wrap=True), *result.sources, title=title)
     for mechanism, by_source in result.scored.items():
         shares.add_row(mechanism, *(f"{by_source[s].pass_share:.2f}" for s in result.sources))
     shares.add_row("mean", *(f"{result.mean(s, 'pass_share'):.2f}" for s in result.sources), style="bold")
     shares.add_row("mean score", *(f"{result.mean(s, 'score'):.2f}" for s in result.sources), style="dim")
-    differences = Table("mechanism", title="paired difference in score, 95 % bootstrap interval")
+    differences = Table(Column("mechanism", no_wrap=True), title="paired difference in score, 95 % bootstrap interval")
     for compared in result.comparisons:
         first = next(iter(compared.values()))
         differences.add_column(f"{first.a} - {first.b}")

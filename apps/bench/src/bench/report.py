@@ -87,9 +87,9 @@ def headline(difference: Difference) -> str:
     """Say in one sentence what a comparison over all mechanisms shows.
 
     >>> headline(Difference("PILA", "base", 0.01, -0.02, 0.04, 128))
-    'PILA against base: no difference that 128 paired clips resolve (+0.010, 95 % interval -0.020 to +0.040).'
+    'PILA against base: no difference that 128 paired clips resolve (+0.010, 95 % interval −0.020 to +0.040).'
     """
-    interval = f"{difference.mean:+.3f}, 95 % interval {difference.low:+.3f} to {difference.high:+.3f}"
+    interval = f"{_signed(difference.mean)}, 95 % interval {_signed(difference.low)} to {_signed(difference.high)}"
     if not difference.clear:
         unresolved = f"no difference that {difference.n} paired clips resolve"
         return f"{difference.a} against {difference.b}: {unresolved} ({interval})."

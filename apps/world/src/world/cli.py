@@ -217,12 +217,17 @@ def evaluate(
 @plain_errors
 def thresholds(
     out: Annotated[Path | None, typer.Option("--out", help="JSON file; the one in physworld by default.")] = None,
-    weights: Weights = "world",
+    vae: Annotated[
+        Path | None, typer.Option("--vae", help="An autoencoder's folder; that of 'world' by default.")
+    ] = None,
     clips: Annotated[int, typer.Option(min=8, help="Clips a mechanism.")] = 128,
     split: Annotated[str, typer.Option(help="Split whose seeds set the thresholds; never the tested one.")] = "val",
 ) -> None:
     """Fit the pass thresholds to clips that went through the autoencoder: what any of its generators could reach."""
     one_thread()
+    import backbones
+    from world import vae as autoencoder
     from world.evaluate import fit_thresholds
 
-    console.print(f"thresholds written to {fit_thresholds(weights, out, clips=clips, split=split)}")
+    model = backbones.load("world").pipe.vae if vae is None else autoencoder.load(vae)
+    console.print(f"thresholds written to {fit_thresholds(model, out, clips=clips, split=split)}")

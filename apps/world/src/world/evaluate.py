@@ -158,11 +158,8 @@ def one_per_scenario(split: str = "test") -> list[Clip]:
     return chosen
 
 
-def fit_thresholds(weights: str, out: Path | None, *, clips: int, split: str) -> Path:
+def fit_thresholds(vae: Any, out: Path | None, *, clips: int, split: str) -> Path:
     """Fit the pass thresholds to autoencoded clips of seeds that no evaluation uses, and write them."""
-    import backbones
-
-    vae = backbones.load(weights).pipe.vae
     make = controls_of(vae)
     measured: dict[str, dict[str, list[Measures]]] = {}
     for mechanism in show.track(MECHANISMS, "thresholds"):
@@ -171,11 +168,10 @@ def fit_thresholds(weights: str, out: Path | None, *, clips: int, split: str) ->
     thresholds = metrics.Thresholds.fit(
         {m: by_source["vae"] for m, by_source in measured.items()},
         {m: by_source["shuffled"] for m, by_source in measured.items()},
+        fitted_on=f"{clips} clips a mechanism of the {split} split through {type(vae).__name__}",
     )
     path = out or Path(physworld.__file__).parent / "thresholds.json"
-    temporary = path.with_name(path.name + ".tmp")
-    thresholds.save(temporary)
-    temporary.replace(path)
+    thresholds.save(path)
     return path
 
 
