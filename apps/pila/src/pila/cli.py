@@ -7,6 +7,7 @@ progress and tables to stderr.
 
 import functools
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from pila.config import Recipe
 
 __all__ = ["app"]
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when transformers is first imported
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -310,15 +313,21 @@ def _load_trained(
 
 def _backbone(recipe: "Recipe") -> "WanBackbone":
     import torch
+    from transformers.utils import logging
 
     from backbones import load
 
+    logging.disable_progress_bar()  # "Loading weights" for two files of a megabyte
     dtype = None if recipe.dtype == "float32" else getattr(torch, recipe.dtype)
     return load(recipe.backbone, device=recipe.device, dtype=dtype)
 
 
+_said: set[str] = set()
+
+
 def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:
-    if not issubclass(category, (DeprecationWarning, FutureWarning)):
+    if not issubclass(category, (DeprecationWarning, FutureWarning)) and str(message) not in _said:
+        _said.add(str(message))
         errors.print(f"warning: {message}", style="yellow", markup=False)
 
 
