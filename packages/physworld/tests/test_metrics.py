@@ -59,11 +59,11 @@ def test_bad_videos_and_captions_are_refused_with_the_remedy() -> None:
 
 def test_limits_are_one_and_a_half_times_the_quantile_and_the_gate_three_tenths_of_the_median() -> None:
     rule = {"traj_rms_px": 0.2, "g_relerr": 0.3, "area_cv": 0.1, "off_manifold": 0.01}
-    shares = {"valid": 1.0, "dir_ok": 1.0, "perm": 1.0}
+    shares = {"valid": 1.0, "dir_ok": 1.0, "perm": 1.0, "scenario": 0.0}
     real = [{k: v * s for k, v in rule.items()} | shares | {"motion_px": 10.0 * s} for s in np.linspace(0.5, 1.5, 101)]
     fitted = Thresholds.fit({"rigid_body": real})
-    assert fitted.limits["rigid_body"]["traj_rms_px"].limit == pytest.approx(1.5 * 0.2 * 1.45)
-    assert fitted.motion["rigid_body"] == pytest.approx(3.0)
+    assert fitted.limits["rigid_body/thrown"]["traj_rms_px"].limit == pytest.approx(1.5 * 0.2 * 1.45)
+    assert fitted.motion["rigid_body/thrown"] == pytest.approx(3.0)
     assert fitted.passes("rigid_body", real[50])
     for spoilt in (
         {"traj_rms_px": 0.5},
@@ -73,6 +73,20 @@ def test_limits_are_one_and_a_half_times_the_quantile_and_the_gate_three_tenths_
         {"g_relerr": float("nan")},
     ):
         assert fitted.why_not("rigid_body", real[50] | spoilt) == [next(iter(spoilt))]
+
+
+def test_slack_above_the_floor_ends_half_way_to_shuffled_frames_but_never_cuts_the_floor_itself() -> None:
+    shares = {"valid": 1.0, "dir_ok": 1.0, "perm": 1.0, "scenario": 0.0, "motion_px": 10.0}
+    figures = {"traj_rms_px": 1.0, "g_relerr": 0.3, "area_cv": 0.1, "off_manifold": 0.01}
+    spread = np.linspace(0.9, 1.1, 101)
+    real = [shares | {k: v * s for k, v in figures.items()} for s in spread]
+    near = [shares | {k: 1.3 * v for k, v in figures.items()} for _ in spread]
+    close = [shares | {k: 1.21 * v for k, v in figures.items()} for _ in spread]
+    fitted = Thresholds.fit({"rigid_body": real}, {"rigid_body": near})
+    assert fitted.limits["rigid_body/thrown"]["traj_rms_px"].limit == pytest.approx(1.15)
+    assert not fitted.passes("rigid_body", near[0])
+    held = Thresholds.fit({"rigid_body": real}, {"rigid_body": close})
+    assert held.limits["rigid_body/thrown"]["traj_rms_px"].limit == pytest.approx(max(1.105, np.quantile(spread, 0.95)))
 
 
 def test_the_score_falls_from_one_to_nothing_between_the_floor_and_shuffled_videos() -> None:
@@ -89,7 +103,7 @@ def test_thresholds_come_back_from_json_as_they_were(tmp_path: Path) -> None:
     assert Thresholds.load(tmp_path / "t.json") == made
     assert [p.name for p in tmp_path.iterdir()] == ["t.json"]
     with pytest.raises(ValueError, match="fit them"):
-        made.passes("fluid", {})
+        made.passes("fluid", {"scenario": 0.0})
 
 
 def test_controls_keep_the_frames_and_change_their_order() -> None:

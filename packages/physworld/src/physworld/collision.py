@@ -27,11 +27,11 @@ LEAST_SPEED = 0.35  # a ball that "moves" moves at least this fast before contac
 LEAST_CLOSING = 0.25  # closing speed below which no collision is seen, px/frame; our choice
 TOUCH = 0.8  # balls this near to touching are in contact, px; our choice
 RULE = {
-    "low": ("line_rms_px", "mom_relerr", "rest_err", "overlap_px", "area_cv", "off_manifold"),
-    "flags": ("valid", "contact", "dir_ok"),
+    "low": ("line_rms_px", "mom_relerr", "rest_err", "overlap_px", "touch_px", "area_cv", "off_manifold"),
+    "flags": ("valid", "dir_ok"),
     "motion": "motion_px",
     "at_least": {"perm": 0.75},
-    "tolerance": {"overlap_px": 0.3, "mom_relerr": 0.02, "rest_err": 0.02},
+    "tolerance": {"overlap_px": 0.3, "touch_px": TOUCH, "mom_relerr": 0.02, "rest_err": 0.02},
 }
 
 
@@ -145,9 +145,9 @@ def measure(video: UInt8[np.ndarray, "t h w 3"], expectation: dict[str, Any], sc
     """Follow both balls, fit straight lines before and after the best break, and read momentum and restitution off
     them.
 
-    m is the pixel area. `contact` says whether the balls touch at the break; restitution is that of the normal velocity
-    for balls that should bounce, and the whole velocity left between them, over the closing speed, for those that
-    should stick.
+    m is the pixel area. `touch_px` says how far the balls are from touching at the break; restitution is that of the
+    normal velocity for balls that should bounce, and the whole velocity left between them, over the closing speed, for
+    those that should stick.
     """
     colours = expectation.get("colours") or (dominant(video), next(n for n in disk.NAMES if n != dominant(video)))
     balls, off = follow(video, colours, scale)
@@ -159,8 +159,8 @@ def measure(video: UInt8[np.ndarray, "t h w 3"], expectation: dict[str, Any], sc
         "area_cv": max(ball.area_cv for ball in balls),
         "off_manifold": off,
     }
-    unfit = dict.fromkeys(("line_rms_px", "mom_relerr", "rest_err", "overlap_px"), UNFIT)
-    unfit |= {"contact": 0.0, "dir_ok": 0.0, "motion_px": 0.0}
+    unfit = dict.fromkeys(("line_rms_px", "mom_relerr", "rest_err", "overlap_px", "touch_px"), UNFIT)
+    unfit |= {"dir_ok": 0.0, "motion_px": 0.0}
     if not valid:
         return found | unfit
     t = np.arange(len(video))[both].astype(float)
@@ -185,7 +185,7 @@ def measure(video: UInt8[np.ndarray, "t h w 3"], expectation: dict[str, Any], sc
         "mom_relerr": float(np.linalg.norm((mass[:, None] * (v - u)).sum(0)) / max(flow, 1e-6)),
         "rest_err": abs(left / closing - (0.0 if sticks else 1.0)) if closing > LEAST_CLOSING else UNFIT,
         "overlap_px": float(max(-gaps.min(), 0.0)),
-        "contact": float(abs(distance[touch] - reach) < TOUCH),
+        "touch_px": float(abs(distance[touch] - reach)),
         "dir_ok": float(wanted * u[0, 1] > 0.5 * LEAST_SPEED),
         "motion_px": max(ball.spread for ball in balls),
     }

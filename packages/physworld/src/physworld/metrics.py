@@ -1,8 +1,9 @@
 """Physical plausibility from pixels alone: read the fields back, fit the law, gate the result. No learned judge.
 
-`measure` gives a mechanism's figures for one video; `Thresholds` turns them into the gated pass (every "low" figure
-under 1.5 x the 95 % quantile of its floor, and nearer to the floor than to shuffled frames; the motion gate at 30 % of
-the floor's median motion; flags and shares as the mechanism's RULE says) and into a continuous score. Conservation laws hold trivially for a still picture: without
+`measure` gives a mechanism's figures for one video. `Thresholds` turns them into the gated pass and into a continuous
+score: every "low" figure under 1.5 x the 95 % quantile of its scenario's floor, with no slack beyond half way to
+shuffled frames; the motion gate at 30 % of the floor's median motion; flags and shares as the mechanism's RULE says.
+Conservation laws hold trivially for a still picture: without
 the motion gate they mean nothing. A law that cannot be fitted gives a large finite figure and `valid` 0, never an
 exception.
 """
@@ -39,6 +40,7 @@ LEAST_FRAMES = 9
 def measure(what: str | Clip | Expectation, video: Any, scale: int | None = None) -> Measures:
     """The law's figures for a video that should show `what`: a caption, a clip (its caption counts) or an expectation.
 
+    The figure `scenario` is the index into the mechanism's SCENARIOS: what is told of beads is not told of a ball.
     `video`: uint8 (t, h, w, 3), or float in [-1, 1] as (t, h, w, 3), (3, t, h, w) or (1, 3, t, h, w); numpy or anything
     that `np.asarray` takes. 32, 64, ... px square; `scale` is checked against the size where it is given.
     """
@@ -54,7 +56,9 @@ def measure(what: str | Clip | Expectation, video: Any, scale: int | None = None
     drawn = frames.shape[1] // SIZE
     if scale is not None and scale != drawn:
         raise ValueError(f"expected {SIZE * scale} px at scale {scale}, got {frames.shape[1]} px (scale {drawn})")
-    return module(expectation.mechanism).measure(frames, expectation.parameters, drawn)
+    world = module(expectation.mechanism)
+    scenario = {"scenario": float(world.SCENARIOS.index(expectation.scenario))}
+    return world.measure(frames, expectation.parameters, drawn) | scenario
 
 
 def as_frames(video: Any) -> np.ndarray:
@@ -86,7 +90,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Limits by mechanism and figure, the least motion by mechanism, and in words which clips the floor was read from."""
+    """Limits by "mechanism/scenario" and figure, the least motion likewise, and which clips the floor was read from."""
 
     limits: Mapping[str, Mapping[str, Limit]]
     motion: Mapping[str, float]
@@ -102,41 +106,32 @@ class Thresholds:
     ) -> "Thresholds":
         """Limits from the figures of real clips (or of what a generator's autoencoder makes of them), by mechanism.
 
-        `mixed`: figures of the same clips with shuffled frames. A limit then lies at most half way from the floor to
-        them, so that a blurred floor cannot let them pass; without them `score` counts the gate's motion and flags only.
+        `mixed`: figures of the same clips with shuffled frames. The slack above the floor's own 95 % quantile then ends
+        half way to them, so that a blurred floor cannot let them pass; without them `score` counts the gate's motion
+        and flags only.
         """
         limits: dict[str, dict[str, Limit]] = {}
         motion: dict[str, float] = {}
         for mechanism, measures in floor.items():
-            real = list(measures)
-            if not real:
+            by_scenario, rule = _by_scenario(mechanism, measures), module(mechanism).RULE
+            others = _by_scenario(mechanism, (mixed or {}).get(mechanism, ()))
+            if not by_scenario:
                 raise ValueError(f"expected figures of at least one clip of {mechanism}, got none")
-            other = list((mixed or {}).get(mechanism, ()))
-            rule = module(mechanism).RULE
-            limits[mechanism] = {}
-            for name in rule["low"]:
-                values = [m[name] for m in real]
-                middle = float(np.median(values))
-                of_mixed = float(np.median(fitted)) if (fitted := _fitted(other, name)) else middle
-                limit = SLACK * float(np.quantile(values, QUANTILE))
-                if of_mixed > INFORMATIVE * middle:
-                    limit = min(limit, 0.5 * (middle + of_mixed))
-                limit = max(limit, rule.get("tolerance", {}).get(name, TOLERANCE))
-                limits[mechanism][name] = Limit(limit=limit, floor=middle, shuffled=of_mixed)
-            motion[mechanism] = MOTION_SHARE * float(np.median([m[rule["motion"]] for m in real]))
+            for key, real in by_scenario.items():
+                motion[key] = MOTION_SHARE * float(np.median([m[rule["motion"]] for m in real]))
+                limits[key] = {}
+                for name in rule["low"]:
+                    least = rule.get("tolerance", {}).get(name, TOLERANCE)
+                    limits[key][name] = _limit([m[name] for m in real], _fitted(others.get(key, ()), name), least)
         return cls(limits, motion, fitted_on)
 
     def why_not(self, mechanism: str, measures: Measures) -> list[str]:
         """The gates that a video fails; empty for one that passes."""
-        if mechanism not in self.limits:
-            raise ValueError(
-                f"expected thresholds for {mechanism}, got {', '.join(self.limits)}; fit them with this mechanism"
-            )
-        rule = module(mechanism).RULE
-        failed = [name for name, limit in self.limits[mechanism].items() if not measures[name] <= limit.limit]
+        key, rule = self._key(mechanism, measures), module(mechanism).RULE
+        failed = [name for name, limit in self.limits[key].items() if not measures[name] <= limit.limit]
         failed += [name for name in rule["flags"] if measures[name] < 1.0]
         failed += [name for name, least in rule["at_least"].items() if measures[name] < least]
-        if not measures[rule["motion"]] >= self.motion[mechanism]:
+        if not measures[rule["motion"]] >= self.motion[key]:
             failed.append(rule["motion"])
         return failed
 
@@ -148,18 +143,24 @@ class Thresholds:
         """Continuous score in [0, 1]: mean of clip((shuffled - x) / (shuffled - floor), 0, 1), x the figures that
         shuffling raises, times the share of the motion gate that is reached; 0 where the law could not be read.
         """
-        rule = module(mechanism).RULE
+        key, rule = self._key(mechanism, measures), module(mechanism).RULE
         if measures["valid"] < 1.0:
             return 0.0
-        gate = self.motion[mechanism]
+        gate = self.motion[key]
         moving = min(measures[rule["motion"]] / gate, 1.0) if gate > 0 else 1.0
         parts = [
             float(np.clip((limit.shuffled - measures[name]) / (limit.shuffled - limit.floor), 0.0, 1.0))
-            for name, limit in self.limits[mechanism].items()
+            for name, limit in self.limits[key].items()
             if limit.shuffled > INFORMATIVE * limit.floor + 1e-9
         ]
         parts += [float(measures[name] >= 1.0) for name in rule["flags"] if name != "valid"]
         return float(max(moving, 0.0) * np.mean(parts)) if parts else float(max(moving, 0.0))
+
+    def _key(self, mechanism: str, measures: Measures) -> str:
+        key = _key(mechanism, measures)
+        if key not in self.limits:
+            raise ValueError(f"expected thresholds for {key}, got {', '.join(self.limits)}; fit them with such clips")
+        return key
 
     @classmethod
     def of_world(
@@ -188,7 +189,7 @@ class Thresholds:
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> "Thresholds":
-        """Read thresholds; without a path the shipped ones (`fitted_on` says from what: the embedded backbone's floor)."""
+        """Read thresholds; without a path the shipped ones (their `fitted_on` says from which floor)."""
         text = Path(path).read_text() if path is not None else (files("physworld") / "thresholds.json").read_text()
         content = json.loads(text)
         return cls(
@@ -196,6 +197,26 @@ class Thresholds:
             content["motion"],
             content["fitted_on"],
         )
+
+
+def _key(mechanism: str, measures: Measures) -> str:
+    return f"{mechanism}/{module(mechanism).SCENARIOS[int(measures['scenario'])]}"
+
+
+def _by_scenario(mechanism: str, measures: Iterable[Measures]) -> dict[str, list[Measures]]:
+    found: dict[str, list[Measures]] = {}
+    for m in measures:
+        found.setdefault(_key(mechanism, m), []).append(m)
+    return found
+
+
+def _limit(values: list[float], of_mixed: list[float], least: float) -> Limit:
+    floor, high = float(np.median(values)), float(np.quantile(values, QUANTILE))
+    mixed = float(np.median(of_mixed)) if of_mixed else floor
+    limit = SLACK * high
+    if mixed > INFORMATIVE * floor:
+        limit = min(limit, max(high, 0.5 * (floor + mixed)))
+    return Limit(limit=max(limit, least), floor=floor, shuffled=mixed)
 
 
 def _fitted(measures: Iterable[Measures], name: str) -> list[float]:
