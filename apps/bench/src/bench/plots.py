@@ -109,7 +109,7 @@ def _figure(name: str, size: tuple[float, float], columns: int = 1) -> Any:
     result: dict[str, str] = {}
     with rc_context({**_STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=size, layout="constrained")
-        yield result, figure.subplots(1, columns, sharey=True)
+        yield result, figure.subplots(1, columns, sharex=True, sharey=True)
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     result["svg"] = _inline(text.getvalue(), name)
