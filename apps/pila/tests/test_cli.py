@@ -100,6 +100,9 @@ def test_export_proves_that_the_bundle_changes_something(run, tmp_path):
 def test_a_finished_run_is_not_overwritten_but_resumes(run, sets):
     again = ("train", *sets, "--cache", run / "cache", "--out", run / "run", "--quiet")
     assert "resume it" in fail(*again)
+    recipe = (run / "run" / "recipe.yaml").read_text()
+    fail(*again, "--set", "routing.k=2")
+    assert (run / "run" / "recipe.yaml").read_text() == recipe  # a refused run leaves the first one's recipe alone
     before = (run / "run" / "bundle" / "bundle.safetensors").read_bytes()
     assert json.loads(ask(*again, "--resume"))["steps"] == 14
     assert (run / "run" / "bundle" / "bundle.safetensors").read_bytes() == before
@@ -127,6 +130,7 @@ def test_stages_can_be_trained_one_after_another(run, sets, tmp_path):
         (("export", "/no/such/run", "--out", "x"), "recipe.yaml"),
         (("train", "--set", "recover.phases=[wave, core]"), "in this order"),
         (("train", "--set", "physics.families=[pde]"), "expected families"),
+        (("train", "--set", "adapter=plain", "--set", "correct=none"), "expected a correction"),
     ],
     ids=lambda x: "_".join(x) if isinstance(x, tuple) else "",
 )

@@ -106,16 +106,20 @@ def test_a_residual_reaches_the_head_of_the_field_it_is_about(trained, anatomy):
     assert trained.afe.impulse.out.weight.grad is None
 
 
-def test_physics_does_not_depend_on_the_size_of_the_fields(trained, anatomy):
+def test_physics_pulls_less_on_smaller_fields_unless_it_is_relative(trained, anatomy, make_recipe):
     a, labels = anatomy
-    homogeneous = labels * torch.tensor([1.0, 0, 0, 0, 0, 1, 0, 0])  # rigid, collision: no field has a scale of its own
-    pairs = replace(a.proposals, values=1e3 * a.proposals.values)
-    loud = replace(a, recovered=replace(a.recovered, bank=1e3 * a.recovered.bank), proposals=pairs)
+    homogeneous = labels * torch.tensor([1.0, 0, 0, 0, 0, 1, 0, 0])  # rigid, collision: quadratic in the fields
     grid = trained.grid(5)
-    plain = losses.physics(a, homogeneous, grid, trained, trained.recipe, blend=0.0).item()
-    scaled = losses.physics(loud, homogeneous, grid, trained, trained.recipe, blend=0.0).item()
-    assert 0.1 < plain < 30
-    assert scaled == pytest.approx(plain, rel=0.05)
+
+    def value(size: float, *sets: str) -> float:
+        pairs = replace(a.proposals, values=size * a.proposals.values)
+        scaled = replace(a, recovered=replace(a.recovered, bank=size * a.recovered.bank), proposals=pairs)
+        recipe = make_recipe("physics.adaptive=false", *sets)
+        return losses.physics(scaled, homogeneous, grid, trained, recipe, blend=0.0).item()
+
+    assert value(0.1) == pytest.approx(0.01 * value(1.0), rel=0.05)
+    relative = "physics.relative=true"
+    assert value(0.1, relative) == pytest.approx(value(1.0, relative), rel=0.05)
 
 
 def test_the_grid_of_a_clip_has_the_times_of_its_latents(trained):

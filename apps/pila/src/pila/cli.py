@@ -169,13 +169,11 @@ def train(
     """
     from pila.data import prepare
     from pila.train import train as run
-    from trainers import dump_config
 
     recipe, backbone = _load(config, set_)
     found = prepare(recipe, backbone, root, quiet=quiet)
     for s in found.skipped:
         errors.print(f"left out: {s.path}: {s.why}", style="yellow", markup=False)
-    dump_config(recipe, out / "recipe.yaml")
     _, result = run(recipe, backbone, found.data, out=out, resume=resume, only=stage, quiet=quiet)
     summary = {
         "bundle": str(out / "bundle"),

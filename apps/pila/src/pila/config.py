@@ -74,9 +74,8 @@ class Physics(Config):
     families: tuple[str, ...] = FAMILIES  # drop one for "w/o PDE anchors", ... ; an empty list switches residuals off
     proxy_only: bool = False  # ablation: optical flow alone supervises the bank, no residual anywhere
     scales: Scales = Scales()  # viscosity, wave speeds, ...: `physfields.Scales`, all our choice
-    adaptive: bool = (
-        True  # w_kj = 1 / running mean square, mean 1 in each expert (paper: adaptive; the rule is our choice)
-    )
+    relative: bool = False  # divide each residual by its own terms; off: it feeds on itself (pila.losses); our choice
+    adaptive: bool = True  # w_kj = 1 / running mean square, mean 1 in each expert (paper: adaptive; the rule is ours)
     memory: float = Field(default=0.98, ge=0, lt=1)  # of the running mean square: our choice
     bounds: tuple[PositiveFloat, PositiveFloat] = (0.1, 10.0)  # of an adaptive weight: our choice
     mask_weights: tuple[float, float, float] = (0.55, 0.25, 0.20)  # paper
@@ -151,9 +150,7 @@ class Couple(Config):
 class Data(Config):
     """What is learned from."""
 
-    source: str = (
-        "world"  # "world": simulated clips made on the fly; else a folder of mp4, or a JSON / JSONL of records
-    )
+    source: str = "world"  # simulated clips, made on the fly; else a folder of videos, or a JSON or JSONL of records
     root: str | None = None  # folder that the paths of a JSON are relative to; none: the JSON's own folder
     clips: PositiveInt = 1600  # of the world, spread evenly over the mechanisms; a folder gives what it has
     split: Literal["train", "val", "test", "ood"] = "train"  # of the world
@@ -161,7 +158,9 @@ class Data(Config):
     height: PositiveInt = 32
     width: PositiveInt = 32
     fps: PositiveFloat = 16.0  # of the training clips; sources are brought to it by whole frame ratios where possible
-    flow: Literal["dis", "raft"] = "dis"  # RAFT when its weights are there
+    flow: Literal["dis", "raft"] = "dis"  # optical flow of the pixels; raft needs its weights
+    flow_weights: str | None = None  # file of torchvision's RAFT weights
+    encode_batch: PositiveInt = 16  # clips that go through the autoencoder at once
     labels: Literal["given", "random", "none"] = "given"  # random: shuffled per clip (ablation "random label")
     on_unknown: Literal["error", "list"] = "error"  # a category outside the vocabulary stops, or is listed and dropped
     short: Literal["skip", "error"] = "skip"  # a clip with too few frames is skipped and listed, or stops
@@ -183,9 +182,7 @@ class Sampling(Config):
     steps: PositiveInt = 25  # (paper: 50)
     guidance: PositiveFloat = 1.5  # of the tiny backbone; Wan: 5
     mode: Literal["conditional", "after_guidance", "per_branch"] = "conditional"  # our choice
-    correct_steps: tuple[PositiveInt, PositiveInt] | None = (
-        None  # first and last corrected step, from 1 (noise); none: all
-    )
+    correct_steps: tuple[PositiveInt, PositiveInt] | None = None  # first, last corrected step; 1 is noise; none: all
     labels: Literal["keywords", "llm", "none"] = "keywords"  # who reads the mechanisms out of a prompt
 
 
@@ -196,9 +193,8 @@ class Recipe(Config):
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the frozen model; the adapter stays in fp32
     adapter: Literal["pila", "plain"] = "pila"  # plain: the same network and steps, flow-matching loss alone
-    correct: Literal["full", "none", "encoder_only"] = (
-        "full"  # none: w/o flow correction; encoder_only: D reads the scaffold
-    )
+    # none: w/o flow correction; encoder_only: the decoder reads the scaffold
+    correct: Literal["full", "none", "encoder_only"] = "full"
     seed: int = 0
     batch: PositiveInt = 24
     accumulate: PositiveInt = 1
@@ -217,6 +213,14 @@ class Recipe(Config):
     data: Data = Data()
     parser: Parser = Parser()
     sampling: Sampling = Sampling()
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> "Recipe":
+        if self.adapter == "plain" and self.correct == "none":
+            raise ValueError(
+                "expected a correction for the plain adapter: its only loss is that of the corrected velocity"
+            )
+        return self
 
     @property
     def steps(self) -> int:

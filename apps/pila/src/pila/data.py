@@ -104,7 +104,7 @@ def prepare(recipe: Recipe, backbone: WanBackbone, root: Path, *, quiet: bool = 
             seen.append((clip.id, key, clip.caption, clip.labels))
             if not store.cache.has(key, ("latent", "flow")) and all(key != other for _, other in waiting):
                 waiting.append((clip, key))
-            if len(waiting) == BATCH or len(seen) == total:
+            if len(waiting) == d.encode_batch or len(seen) == total:
                 store.encode(waiting)
                 waiting = []
             bar.update(len(seen))
@@ -159,7 +159,9 @@ class _Store:
         with torch.no_grad():
             latents = self.backbone.encode(frames.float().to(self.recipe.device) / 127.5 - 1)
         for (clip, key, pixels), latent in zip(read, latents, strict=True):
-            motion = flow.latent_flow(flow.optical_flow(pixels, self.recipe.data.flow), self.backbone.spec)
+            d = self.recipe.data
+            pixel_flow = flow.optical_flow(pixels, d.flow, weights=d.flow_weights)
+            motion = flow.latent_flow(pixel_flow, self.backbone.spec)
             about = {"caption": clip.caption, "labels": list(clip.labels.mechanisms), "id": clip.id}
             self.cache.put(key, {"latent": latent.float(), "flow": motion}, about)
             self.computed += 1

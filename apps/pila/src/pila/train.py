@@ -23,7 +23,7 @@ from backbones import Text, WanBackbone, bundle
 from pila import losses
 from pila.adapter import PilaAdapter
 from pila.config import Recipe
-from trainers import FitResult, Length, MapStyle, Progress, Ramp, Stage, fit
+from trainers import FitResult, Length, MapStyle, Progress, Ramp, Stage, dump_config, fit
 
 __all__ = ["Trainer", "shift_of", "stages", "train"]
 
@@ -159,6 +159,8 @@ def stages(recipe: Recipe, adapter: PilaAdapter, backbone: WanBackbone, data: Ma
         "decoder": 1.0,
         "encoder": c.encoder_factor,
     }
+    if recipe.correct == "none":
+        del factors["decoder"]  # nothing asks it
     if c.encoder_factor == 0:
         del factors["encoder"]
     coupling = Stage(
@@ -201,10 +203,13 @@ def train(
                 f"expected a stage out of {[s.name for s in plan]} (or how their names begin), got {only!r}"
             )
         plan = plan[: last + 1]
+    if not (out / "recipe.yaml").exists():
+        dump_config(recipe, out / "recipe.yaml")
     with backbone.frozen():
         result = fit(
             plan, adapter.groups(), out=out, seed=recipe.seed, resume=resume, save_every=recipe.save_every, quiet=quiet
         )
+    dump_config(recipe, out / "recipe.yaml")  # what a resumed run was finished with
     save_bundle(adapter, backbone, out / "bundle", history=result.history)
     return adapter, result
 
