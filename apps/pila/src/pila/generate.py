@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -26,7 +25,7 @@ from physexperts import MECHANISMS
 from pila.adapter import Anatomy, PilaAdapter
 from pila.bundles import PILA
 from pila.config import Recipe
-from trainers import load_config, video
+from trainers import dump_config, load_config, video
 
 __all__ = ["Journal", "generate", "load_adapter", "recipe_of", "sample_pair", "to_bytes"]
 
@@ -53,7 +52,7 @@ def recipe_of(folder: Path | None, overrides: Sequence[str] = ()) -> Recipe:
         return Recipe.model_validate(config)
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "bundle.yaml"
-        path.write_text(yaml.safe_dump(config))
+        dump_config(Recipe.model_validate(config), path)
         return load_config(Recipe, path, list(overrides))
 
 
