@@ -1,5 +1,9 @@
 """The Wan backbone against the stock pipeline that it wraps."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from diffusers import WanPipeline
@@ -163,3 +167,17 @@ def test_text_keeps_its_mask_when_cut():
     text = Text.of(torch.tensor([[[1.0], [0.0]], [[2.0], [3.0]]]))
     assert text[1:].mask.tolist() == [[True, True]]
     assert len(text) == 2
+
+
+def test_loading_says_nothing_when_all_is_well(backbone, tmp_path):
+    save(backbone, tmp_path / "b", id="tiny")
+    program = f"import backbones; assert backbones.load({str(tmp_path / 'b')!r}).id == 'tiny'"
+    environment = {k: v for k, v in os.environ.items() if k != "TRANSFORMERS_VERBOSITY"}
+    ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert ran.stdout + ran.stderr == ""
+
+
+def test_a_missing_default_names_the_commands_that_make_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("backbones.loading.files", lambda package: tmp_path)
+    with pytest.raises(ValueError, match="uv run world export --run RUN --out"):
+        load("world")

@@ -1,5 +1,9 @@
 """Laws of reading, writing and clipping video."""
 
+import os
+from pathlib import Path
+
+import av
 import numpy as np
 import pytest
 
@@ -28,8 +32,6 @@ def test_a_lossless_file_reads_back_bit_equal(tmp_path):
 
 
 def test_a_browser_file_is_yuv420p_with_even_sizes_and_close_to_what_was_written(tmp_path):
-    import av
-
     frames = np.full((5, 7, 9, 3), 120, np.uint8)
     frames[:, 2:5, 3:6] = (200, 40, 90)
     path = video.write(tmp_path / "sub" / "a.mp4", frames, 29.97, scale=3)
@@ -40,6 +42,38 @@ def test_a_browser_file_is_yuv420p_with_even_sizes_and_close_to_what_was_written
     assert np.abs(read.frames[:, 1:20:3, 1:26:3].astype(int) - frames).mean() < 6
     assert read.fps == pytest.approx(29.97, rel=1e-3)
     assert [file.name for file in path.parent.iterdir()] == ["a.mp4"]
+
+
+def threads():
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists() or (os.cpu_count() or 1) < 2, reason="counts Linux threads")
+def test_reading_starts_no_threads(tmp_path, monkeypatch):
+    path = video.write(tmp_path / "a.mp4", noise(9, 64, 64), 16, lossless=True)  # a decoder has a thread per 16 rows
+    counts = [threads()]
+    stock = av.open
+
+    class Container:
+        def __init__(self, *args, **kwargs):
+            self.inner = stock(*args, **kwargs)
+            self.streams = self.inner.streams
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *args):
+            self.inner.close()
+
+        def decode(self, stream):
+            for frame in self.inner.decode(stream):
+                counts.append(threads())
+                yield frame
+
+    monkeypatch.setattr(av, "open", Container)
+    video.read(path)
+    assert len(counts) == 10
+    assert max(counts) == counts[0]
 
 
 def test_uneven_times_survive_the_file(tmp_path):
@@ -58,8 +92,6 @@ def test_a_truncated_file_is_an_error_that_names_it(tmp_path, share):
 
 
 def test_a_file_that_is_cut_between_two_frames_is_noticed_too(tmp_path):
-    import av
-
     path = video.write(tmp_path / "a.mp4", noise(17, 32, 32), 16)
     with av.open(str(path)) as container:
         last = max(packet.pos for packet in container.demux(video=0) if packet.pos is not None)

@@ -5,16 +5,25 @@ optional `backbone.json` beside `model_index.json` gives `id` and `fps`.
 """
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
-import torch
-from diffusers import DiffusionPipeline, WanPipeline
-from diffusers.utils import logging
+# Importing Wan's image-to-video pipeline makes transformers look for CLIP's image processor, which no Wan here uses.
+logging.getLogger("transformers.utils.import_utils").addFilter(
+    lambda record: "`CLIPImageProcessor` requires torchvision" not in record.getMessage()
+)
+
+import torch  # noqa: E402
+from diffusers import DiffusionPipeline, WanPipeline  # noqa: E402
+from diffusers.utils import logging as diffusers_logging  # noqa: E402
+from transformers.utils import logging as transformers_logging  # noqa: E402
 
 # diffusers loads a component class outside its own libraries only when its module is already imported
-from backbones import block_pca as _block_pca  # noqa: F401
-from backbones.wan import WanBackbone, describe
+from backbones import block_pca as _block_pca  # noqa: E402, F401
+from backbones.wan import WanBackbone, describe  # noqa: E402
 
 __all__ = ["load", "save"]
 
@@ -28,21 +37,16 @@ def load(name_or_path: str | Path, *, device: str = "cpu", dtype: torch.dtype | 
     if name_or_path == "world" and not (folder / "model_index.json").is_file():
         raise ValueError(
             f"the embedded backbone 'world' is not in this installation ({folder} holds no model_index.json)."
-            " Train it with `uv run world train backbone` and put it there with `uv run world export`."
+            " Train it with `uv run world train backbone --out RUN` and put it there with"
+            f" `uv run world export --run RUN --out {folder}`."
         )
     if not (folder / "model_index.json").is_file():
         folder = Path(name_or_path)
     if folder.exists() and not (folder / "model_index.json").is_file():
         raise ValueError(f"expected a diffusers pipeline folder with a model_index.json, got {folder}")
     source = str(folder) if folder.exists() else str(name_or_path)
-    verbosity = logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()  # "Expected types for vae": the block PCA is meant to stand there
-    try:
+    with _quiet():
         pipe = DiffusionPipeline.from_pretrained(source, **({} if dtype is None else {"dtype": dtype}))
-    finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
     if not isinstance(pipe, WanPipeline):
         raise ValueError(f"expected a WanPipeline in {source}, got {type(pipe).__name__}")
     if pipe.vae.dtype != torch.float32:
@@ -64,3 +68,20 @@ def save(backbone: WanBackbone, folder: str | Path, *, id: str) -> Path:
     about = {"id": id, "fps": backbone.spec.time.fps, "words": list(backbone.words)}
     (folder / "backbone.json").write_text(json.dumps(about, indent=1) + "\n")
     return folder
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Show neither bars of weights that load in a moment nor diffusers' remark that a block PCA is no Wan VAE."""
+    verbosity, bars = diffusers_logging.get_verbosity(), diffusers_logging.is_progress_bar_enabled()
+    diffusers_logging.disable_progress_bar()
+    diffusers_logging.set_verbosity_error()
+    # the bars of transformers alone: its `disable_progress_bar` would hide downloads from the hub, too
+    hook = transformers_logging.set_tqdm_hook(lambda make, args, kwargs: make(*args, **(kwargs | {"disable": True})))
+    try:
+        yield
+    finally:
+        transformers_logging.set_tqdm_hook(hook)
+        diffusers_logging.set_verbosity(verbosity)
+        if bars:
+            diffusers_logging.enable_progress_bar()
