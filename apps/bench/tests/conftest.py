@@ -58,3 +58,14 @@ def nudge(backbone, tmp_path, monkeypatch) -> Path:
     return bundle.save(
         tmp_path / "nudge", kind="nudge", groups=groups, backbone=load(backbone), config={}, stages=stages
     )
+
+
+@pytest.fixture
+def result(backbone, nudge):
+    """A demo at toy size: two mechanisms, one clip, two steps, no live training."""
+    from bench import demo
+    from bench.generate import Setting, System
+
+    setting = Setting(str(backbone), clips=1, split="test", seed=0, steps=2, guidance=1.5)
+    systems = (System("base"), System("nudge", nudge))
+    return demo.run(setting, systems, mechanisms=("rigid_body", "thermal"), workers=1, train_live=False)

@@ -39,7 +39,9 @@ def main() -> None:
 @app.command()
 @plain_errors
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder of report.html and result.json.")] = Path("bench-demo"),
+    out: Annotated[Path, typer.Option("--out", help="Folder of the report, its figures and a picture.")] = Path(
+        "bench-demo"
+    ),
     clips: Annotated[int, typer.Option(min=1, help="Clips a mechanism.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise and of the live training.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Euler steps.")] = 25,
@@ -53,12 +55,14 @@ def demo(
 
     from bench.demo import run, shipped_systems, tables
     from bench.generate import Setting
+    from bench.picture import save_picture
     from bench.report import write
 
     torch.set_num_threads(1)
     setting = Setting(backbone, clips, "test", seed, steps, guidance)
     result = run(setting, shipped_systems(), workers=workers, train_live=live)
     report = write(result, out)
+    save_picture(result, out / "overview.png")
     for table in tables(result):
         console.print(table)
     console.print(f"demo, not a claim. Open [bold]{report}[/] in a browser.")
