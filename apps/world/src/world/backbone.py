@@ -11,7 +11,6 @@ weights/                                               a stock diffusers folder 
 """
 
 import json
-import platform
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -28,6 +28,7 @@ from physworld import captions
 from trainers import EMA, InMemory, Length, Optim, Stage, dump_config, fit
 from world import vae as autoencoder
 from world.clips import read_clips
+from world.device import generator_on, hardware, precision, usable
 from world.objective import (
     corrupt,
     drop_captions,
@@ -117,13 +118,15 @@ def train(
     Raises:
         ValueError: if the autoencoder and the recipe disagree, a caption is too long, or there are too few clips.
     """
+    device = usable(recipe.device)
     out.mkdir(parents=True, exist_ok=True)
     dump_config(recipe, out / "recipe.yaml")
     if not (out / "vae").exists():
         shutil.copytree(vae_folder, out / "vae", ignore=shutil.ignore_patterns("run"))
     vae = autoencoder.load(out / "vae")
-    pipe = build(recipe, vae)
-    dataset, held = _split(_latents(data, vae, pipe.tokenizer, out / "latents.safetensors"), recipe.validation_clips)
+    pipe = build(recipe, vae).to(device)
+    latents = _latents(data, vae, pipe.tokenizer, out / "latents.safetensors")
+    dataset, held = _split(latents, recipe.validation_clips, device)
     forward: Any = torch.compile(pipe.transformer, dynamic=False) if recipe.compile else pipe.transformer
     stage = Stage(
         name="backbone",
@@ -151,7 +154,7 @@ def train(
                 file.write(json.dumps({"step": line["step"], "validation": value}) + "\n")
 
     result = fit([stage], groups, out=out, seed=recipe.seed, resume=resume, save_every=500, keep=2, log=validate)
-    save_weights(pipe, out / "weights")
+    save_weights(pipe, out / "weights", pixels_of(out))
     trained = Trained(
         weights=out / "weights",
         steps=result.global_step,
@@ -159,39 +162,41 @@ def train(
         validation_loss=float(validation(pipe.transformer, pipe, recipe, held)),
     )
     facts = asdict(trained) | {"weights": "weights", "clips": len(dataset), "seconds": result.seconds}
-    (out / "run.json").write_text(json.dumps(facts | {"hardware": hardware()}, indent=1) + "\n", encoding="utf-8")
+    facts["hardware"] = hardware(recipe.device)
+    (out / "run.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return trained
 
 
-def hardware() -> str:
-    """Name the processor and the software that a number was measured on.
+def save_weights(pipe: Any, folder: Path, pixels: int) -> None:
+    """Write the pipeline, from the CPU, as a stock diffusers folder under the embedded backbone's name.
 
-    >>> "torch" in hardware()
-    True
+    `backbone.json` also tells the side of the clips in pixels, which no config of a pipeline knows.
     """
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        model = names[0] if names else model
-    return f"one core of {model}, torch {torch.__version__.split('+')[0]}"
-
-
-def save_weights(pipe: Any, folder: Path) -> None:
-    """Write the pipeline as a stock diffusers folder under the embedded backbone's name."""
     from backbones import WanBackbone
     from backbones.loading import save
 
+    device = pipe.device
     pipe.transformer.eval()
     pipe.text_encoder.eval()
-    save(WanBackbone(pipe, id="world", fps=FPS), folder, id="world")
+    save(WanBackbone(pipe.to("cpu"), id="world", fps=FPS), folder, id="world")
+    pipe.to(device)
+    path = folder / "backbone.json"
+    about = json.loads(path.read_text(encoding="utf-8")) | {"pixels": pixels}
+    path.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+def pixels_of(run: Path) -> int:
+    """Read the side of a run's clips in pixels off the latents that it trains on."""
+    vae = json.loads((run / "vae" / "config.json").read_text(encoding="utf-8"))
+    with safe_open(run / "latents.safetensors", framework="pt") as stored:
+        return stored.get_slice("latents").get_shape()[-1] * vae["scale_factor_spatial"]
 
 
 @torch.no_grad()
 def validation(forward: Any, pipe: Any, recipe: Recipe, held: InMemory) -> Float[Tensor, ""]:
-    """Measure the flow loss on fixed clips, noise levels and noise, text-to-video, without dropped captions."""
+    """Measure the flow loss on fixed clips, noise levels and noise (the CPU's, on every device), text-to-video,
+    without dropped captions.
+    """
     generator = torch.Generator().manual_seed(1234)
     losses = []
     for start in range(0, len(held), recipe.batch):
@@ -199,26 +204,30 @@ def validation(forward: Any, pipe: Any, recipe: Recipe, held: InMemory) -> Float
         count = len(batch["x0"])
         sigma = (torch.arange(count) + 0.5) / count
         noised = corrupt(batch["x0"], sigma, torch.zeros(count, dtype=torch.long), generator)
-        text = padded_text(pipe.text_encoder, batch["ids"], batch["mask"])
-        losses.append(flow_loss(velocity(forward, noised.x_s, noised.sigma, text, recipe.network.patch), noised))
+        with precision(noised.x_s.device, recipe.autocast):
+            text = padded_text(pipe.text_encoder, batch["ids"], batch["mask"])
+            predicted = velocity(forward, noised.x_s, noised.sigma, text, recipe.network.patch)
+        losses.append(flow_loss(predicted, noised))
     return torch.stack(losses).mean()
 
 
 def _loss(
     forward: Any, pipe: Any, recipe: Recipe, empty: Tokens
 ) -> Callable[[dict[str, Any], Any], Mapping[str, Tensor]]:
-    nothing = (empty.ids[0], empty.mask[0])
+    nothing = (empty.ids[0].to(pipe.device), empty.mask[0].to(pipe.device))
 
     def loss(batch: dict[str, Any], progress: Any) -> Mapping[str, Tensor]:
-        x0, generator = batch["x0"], progress.generator
+        x0 = batch["x0"]
+        generator = generator_on(x0.device, progress.generator)
         count = len(x0)
         sigma = training_sigma(count, recipe.shift, generator)
         prefix = prefixes(count, recipe.prefix_share, recipe.prefix_most, generator)
         noised = corrupt(x0, sigma, prefix, generator)
-        text = padded_text(
-            pipe.text_encoder, *drop_captions(batch["ids"], batch["mask"], nothing, recipe.caption_drop, generator)
-        )
-        return {"flow": flow_loss(velocity(forward, noised.x_s, noised.sigma, text, recipe.network.patch), noised)}
+        prompts = drop_captions(batch["ids"], batch["mask"], nothing, recipe.caption_drop, generator)
+        with precision(x0.device, recipe.autocast):
+            text = padded_text(pipe.text_encoder, *prompts)
+            predicted = velocity(forward, noised.x_s, noised.sigma, text, recipe.network.patch)
+        return {"flow": flow_loss(predicted, noised)}
 
     return loss
 
@@ -241,11 +250,13 @@ def _latents(data: Path, vae: Any, tokenizer: Any, cached: Path) -> InMemory:
     return InMemory({"x0": latents, "ids": tokens.ids, "mask": tokens.mask})
 
 
-def _split(clips: InMemory, held: int) -> tuple[InMemory, InMemory]:
-    """Hold out clips evenly spaced over the records, which are sorted by mechanism."""
+def _split(clips: InMemory, held: int, device: torch.device) -> tuple[InMemory, InMemory]:
+    """Hold out clips evenly spaced over the records, which are sorted by mechanism; put all on the device."""
     if len(clips) <= held:
         raise ValueError(f"expected more than {held} clips (validation_clips), got {len(clips)}; make more clips")
     out = torch.zeros(len(clips), dtype=torch.bool)
     out[torch.linspace(0, len(clips) - 1, held).round().long()] = True
-    kept, validation_set = ({key: column[keep] for key, column in clips.columns.items()} for keep in (~out, out))
+    kept, validation_set = (
+        {key: column[keep].to(device) for key, column in clips.columns.items()} for keep in (~out, out)
+    )
     return InMemory(kept), InMemory(validation_set)

@@ -20,14 +20,18 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 Out = Annotated[Path, typer.Option("--out", help="Folder (or file) to write.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe field: --set a.b=c (repeatable).")]
 Config = Annotated[Path | None, typer.Option("--config", help="Recipe YAML; the shipped one by default.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:1.")]
+Scale = Annotated[
+    int | None, typer.Option("--scale", min=1, help="1: 32 pixels, 2: 64; what it was trained on by default.")
+]
 Weights = Annotated[str, typer.Option("--weights", help="A backbone: 'world', or a diffusers folder.")]
 
 
-def one_thread() -> None:
-    """Use one torch thread: two OpenMP teams on two cores spin against each other and are several times slower."""
-    import torch
+def place(name: str) -> None:
+    """Check a device before anything is read, and leave the CPU to one thread when that is where the work is done."""
+    from world.device import one_thread_on, usable
 
-    torch.set_num_threads(1)
+    one_thread_on(usable(name))
 
 
 def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -94,7 +98,6 @@ def train_vae(
     overrides: Set = None,
 ) -> None:
     """Fit or train the autoencoder and report its PSNR on held-out clips."""
-    one_thread()
     from time import perf_counter
 
     from rich.table import Table
@@ -107,6 +110,7 @@ def train_vae(
     if kind not in ("pca", "wan"):
         raise ValueError(f"expected --kind pca or wan, got {kind!r}")
     recipe = load_config(VAERecipe, None, overrides=overrides or [])
+    place(recipe.device)
     clips, held = hold_out(read_clips(data), held_out)
     began = perf_counter()
     if kind == "pca":
@@ -135,15 +139,16 @@ def train_backbone(
     overrides: Set = None,
 ) -> None:
     """Train transformer and text encoder together; what ships is their running average."""
-    one_thread()
     from world.backbone import train as train_it
     from world.recipe import read_recipe
 
+    recipe = read_recipe(config, overrides or [])
+    place(recipe.device)
     result = train_it(
         data,
         vae,
         out,
-        recipe=read_recipe(config, overrides or []),
+        recipe=recipe,
         minutes=None if steps else minutes,
         steps=steps,
         resume=resume,
@@ -161,12 +166,15 @@ def export(
     out: Out,
     evaluation: Annotated[Path | None, typer.Option(help="JSON of `world evaluate`, quoted in the card.")] = None,
     most_mb: Annotated[float, typer.Option(help="Refuse a larger folder.")] = 15.0,
+    dtype: Annotated[
+        str, typer.Option(help="float32, or bfloat16: half the size, loaded as float32 again.")
+    ] = "float32",
 ) -> None:
     """Write the averaged weights as a stock diffusers folder with a model card."""
-    one_thread()
+    place("cpu")
     from world.export import export as export_it
 
-    size = export_it(run, out, evaluation=evaluation, most_mb=most_mb)
+    size = export_it(run, out, evaluation=evaluation, most_mb=most_mb, dtype=dtype)
     console.print(f"{out}: {size / 1e6:.1f} MB")
 
 
@@ -179,12 +187,17 @@ def sample(
     steps: Annotated[int, typer.Option(min=1, help="Euler steps.")] = 25,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance.")] = 1.5,
     image: Annotated[bool, typer.Option("--image", help="Give the true first frame (image to video).")] = False,
+    scale: Scale = None,
+    device: Device = "cpu",
 ) -> None:
     """Draw one sample per scenario as a contact sheet."""
-    one_thread()
+    place(device)
     from world.evaluate import sample_sheet
 
-    console.print(str(sample_sheet(out, weights, seed=seed, steps=steps, guidance=guidance, image=image)))
+    sheet = sample_sheet(
+        out, weights, seed=seed, steps=steps, guidance=guidance, image=image, scale=scale, device=device
+    )
+    console.print(str(sheet))
 
 
 @app.command()
@@ -196,14 +209,30 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Seed of the first clip's noise.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Euler steps.")] = 25,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance.")] = 1.5,
+    thresholds: Annotated[
+        Path | None, typer.Option("--thresholds", help="JSON of `world thresholds`; the shipped one by default.")
+    ] = None,
+    scale: Scale = None,
+    device: Device = "cpu",
     out: Annotated[Path | None, typer.Option("--out", help="JSON file.")] = None,
 ) -> None:
     """Measure the law from pixels: real clips, controls, the autoencoder's floor and the backbone's samples."""
-    one_thread()
+    place(device)
+    from physworld.metrics import Thresholds
     from world.evaluate import evaluate as evaluate_it
     from world.evaluate import tables
 
-    result = evaluate_it(weights, clips=clips, split=split, seed=seed, steps=steps, guidance=guidance)
+    result = evaluate_it(
+        weights,
+        clips=clips,
+        split=split,
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+        thresholds=Thresholds.load(thresholds),
+        scale=scale,
+        device=device,
+    )
     for table in tables(result):
         console.print(table)
     if out is None:
@@ -222,12 +251,17 @@ def thresholds(
     ] = None,
     clips: Annotated[int, typer.Option(min=8, help="Clips a mechanism.")] = 128,
     split: Annotated[str, typer.Option(help="Split whose seeds set the thresholds; never the tested one.")] = "val",
+    scale: Annotated[int, typer.Option(min=1, help="1: clips of 32 pixels, 2: 64.")] = 1,
+    device: Device = "cpu",
 ) -> None:
     """Fit the pass thresholds to clips that went through the autoencoder: what any of its generators could reach."""
-    one_thread()
+    if scale != 1 and out is None:
+        raise ValueError("expected --out for another scale than 1: the thresholds in physworld are those of 32 pixels")
+    place(device)
     import backbones
     from world import vae as autoencoder
     from world.evaluate import fit_thresholds
 
     model = backbones.load("world").pipe.vae if vae is None else autoencoder.load(vae)
-    console.print(f"thresholds written to {fit_thresholds(model, out, clips=clips, split=split)}")
+    written = fit_thresholds(model.to(device), out, clips=clips, split=split, scale=scale)
+    console.print(f"thresholds written to {written}")

@@ -1,5 +1,6 @@
 """A made data set in memory: uint8 videos and their captions, a few tens of kilobytes a clip."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +52,7 @@ def read_clips(folder: Path) -> Clips:
         raise ValueError(
             f"{folder}: expected clips inside the folder, got {outside[0]}; records must name relative paths"
         )
-    # A decoder's own threads hand frames over one by one and starve on a busy machine: several files hide the waiting.
-    with ThreadPoolExecutor(4) as readers:
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as readers:  # each file is decoded by one thread
         videos = np.stack([decoded.frames for decoded in readers.map(video.read, paths)])
     return Clips(
         videos=videos,
@@ -76,12 +76,17 @@ def hold_out(clips: Clips, count: int) -> tuple[Clips, Clips]:
 
 def to_signed(videos: UInt8[np.ndarray, "n t h w 3"]) -> Float[Tensor, "n 3 t h w"]:
     """Turn bytes into the models' range [-1, 1], colour first."""
-    return torch.from_numpy(videos).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+    return signed(torch.from_numpy(videos))
+
+
+def signed(videos: UInt8[Tensor, "n t h w 3"]) -> Float[Tensor, "n 3 t h w"]:
+    """Turn bytes into the models' range [-1, 1], colour first, on the device that they are on."""
+    return videos.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
 
 
 def to_bytes(videos: Float[Tensor, "n 3 t h w"]) -> UInt8[np.ndarray, "n t h w 3"]:
     """Turn the models' range [-1, 1] into bytes, colour last."""
-    return ((videos.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 4, 1).contiguous().numpy()
+    return ((videos.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 4, 1).contiguous().cpu().numpy()
 
 
 def psnr(

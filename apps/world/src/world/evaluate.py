@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 from rich.table import Table
 
 import physworld
-from physworld import MECHANISMS, Clip, controls, metrics
+from physworld import MECHANISMS, SIZE, Clip, controls, metrics
 from physworld.mechanism import module
 from trainers import show
 from world import vae as autoencoder
@@ -36,7 +36,10 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`passes[mechanism][source]` and `scores[...]` in [0, 1]; `medians` of each measure for the reader."""
+    """`passes[mechanism][source]` and `scores[...]` in [0, 1]; `medians` of each measure for the reader.
+
+    `pixels` is the side of the clips, `fitted_on` says which clips the thresholds are from.
+    """
 
     weights: str
     split: str
@@ -47,6 +50,8 @@ class Evaluation:
     passes: dict[str, dict[str, float]]
     scores: dict[str, dict[str, float]]
     medians: dict[str, dict[str, dict[str, float | None]]]
+    pixels: int = SIZE
+    fitted_on: str = ""
 
     def to_json(self) -> str:
         """Write all as JSON; a measure that no clip allowed is null."""
@@ -63,24 +68,39 @@ def evaluate(
     guidance: float = 1.5,
     mechanisms: Sequence[str] = MECHANISMS,
     thresholds: Any = None,
+    scale: int | None = None,
+    device: str = "cpu",
     quiet: bool = False,
 ) -> Evaluation:
-    """Measure real clips, the floor, the controls and the backbone on `clips` captions a mechanism."""
+    """Measure real clips, the floor, the controls and the backbone on `clips` captions a mechanism.
+
+    `scale` is that of the clips which the backbone was trained on, read from its folder by default.
+    """
     import backbones
 
-    backbone = backbones.load(weights)
+    backbone = backbones.load(weights, device=device)
+    scale = scale or scale_of(backbone)
     thresholds = thresholds or metrics.Thresholds.load()
     passes, scores, medians = {}, {}, {}
     for index, mechanism in enumerate(show.track(mechanisms, "evaluate", quiet=quiet)):
-        real = physworld.simulate_many(mechanism, list(range(clips)), split=split)
+        real = physworld.simulate_many(mechanism, list(range(clips)), split=split, scale=scale)
         sources = {name: make(real) for name, make in controls_of(backbone.pipe.vae).items()}
         noise = [seed + 100_000 * index + i for i in range(clips)]
-        sources["base"] = samples(backbone, [c.caption for c in real], noise, steps=steps, guidance=guidance)
+        prompts = [c.caption for c in real]
+        sources["base"] = samples(backbone, prompts, noise, steps=steps, guidance=guidance, size=SIZE * scale)
         measured = {name: measure(real, videos) for name, videos in sources.items()}
         passes[mechanism] = {n: _mean(float(thresholds.passes(mechanism, m)) for m in ms) for n, ms in measured.items()}
         scores[mechanism] = {n: _mean(thresholds.score(mechanism, m) for m in ms) for n, ms in measured.items()}
         medians[mechanism] = {n: _medians(ms) for n, ms in measured.items()}
-    return Evaluation(weights, split, clips, seed, steps, guidance, passes, scores, medians)
+    about = (weights, split, clips, seed, steps, guidance)
+    return Evaluation(*about, passes, scores, medians, pixels=SIZE * scale, fitted_on=thresholds.fitted_on)
+
+
+def scale_of(backbone: Any) -> int:
+    """Read the scale that a backbone was trained at from the folder it came from; 1 where it says nothing."""
+    about = Path(str(backbone.pipe.name_or_path)) / "backbone.json"
+    pixels = json.loads(about.read_text(encoding="utf-8")).get("pixels", SIZE) if about.is_file() else SIZE
+    return pixels // SIZE
 
 
 def controls_of(vae: Any) -> dict[str, Callable[[list[Clip]], Videos]]:
@@ -98,16 +118,18 @@ def controls_of(vae: Any) -> dict[str, Callable[[list[Clip]], Videos]]:
     }
 
 
-def samples(backbone: Any, prompts: list[str], seeds: list[int], *, steps: int, guidance: float) -> Videos:
+def samples(
+    backbone: Any, prompts: list[str], seeds: list[int], *, steps: int, guidance: float, size: int = SIZE
+) -> Videos:
     """Sample one clip a prompt through the stock pipeline, each with the noise of its own seed."""
     import backbones
 
-    noise = backbones.noise(backbone, seeds)
-    parts = [
-        backbones.sample(backbone, prompts[i : i + BATCH], noise=noise[i : i + BATCH], steps=steps, guidance=guidance)
-        for i in range(0, len(prompts), BATCH)
-    ]
-    return np.concatenate([to_bytes(part) for part in parts])
+    noise = backbones.noise(backbone, seeds, height=size, width=size)
+    settings = {"steps": steps, "guidance": guidance, "height": size, "width": size}
+    batches = [slice(i, i + BATCH) for i in range(0, len(prompts), BATCH)]
+    return np.concatenate(
+        [to_bytes(backbones.sample(backbone, prompts[b], noise=noise[b], **settings)) for b in batches]
+    )
 
 
 def measure(clips: list[Clip], videos: Videos) -> list[Measures]:
@@ -131,44 +153,56 @@ def tables(result: Evaluation) -> list[Table]:
 
 
 def sample_sheet(
-    out: Path, weights: str, *, seed: int = 0, steps: int = 25, guidance: float = 1.5, image: bool = False
+    out: Path,
+    weights: str,
+    *,
+    seed: int = 0,
+    steps: int = 25,
+    guidance: float = 1.5,
+    image: bool = False,
+    scale: int | None = None,
+    device: str = "cpu",
 ) -> Path:
     """Draw a sample of one caption per scenario; with `image`, continued from the true first frame."""
     import backbones
 
-    backbone = backbones.load(weights)
-    clips = one_per_scenario()
+    backbone = backbones.load(weights, device=device)
+    scale = scale or scale_of(backbone)
+    clips = one_per_scenario(scale=scale)
     prompts = [clip.caption for clip in clips]
     first = to_signed(np.stack([clip.video for clip in clips]))[:, :, 0] if image else None
-    videos = backbones.sample(backbone, prompts, seed=seed, steps=steps, guidance=guidance, image=first)
+    size = {"height": SIZE * scale, "width": SIZE * scale}
+    videos = backbones.sample(backbone, prompts, seed=seed, steps=steps, guidance=guidance, image=first, **size)
     rows = [(clip.caption, video) for clip, video in zip(clips, to_bytes(videos), strict=True)]
     return save_sheet(out, rows, title=f"{weights}: seed {seed}, {steps} steps, guidance {guidance}")
 
 
-def one_per_scenario(split: str = "test") -> list[Clip]:
+def one_per_scenario(split: str = "test", *, scale: int = 1) -> list[Clip]:
     """Take the first clip of each scenario of each mechanism."""
     chosen: list[Clip] = []
     for mechanism in MECHANISMS:
         found: dict[str, Clip] = {}
         seeds = itertools.count()
         while set(found) != set(module(mechanism).SCENARIOS):
-            clip = physworld.simulate(mechanism, next(seeds), split=split)
+            clip = physworld.simulate(mechanism, next(seeds), split=split, scale=scale)
             found.setdefault(clip.scenario, clip)
         chosen += found.values()
     return chosen
 
 
-def fit_thresholds(vae: Any, out: Path | None, *, clips: int, split: str) -> Path:
+def fit_thresholds(vae: Any, out: Path | None, *, clips: int, split: str, scale: int = 1) -> Path:
     """Fit the pass thresholds to autoencoded clips of seeds that no evaluation uses, and write them."""
     make = controls_of(vae)
     measured: dict[str, dict[str, list[Measures]]] = {}
     for mechanism in show.track(MECHANISMS, "thresholds"):
-        real = physworld.simulate_many(mechanism, list(range(clips)), split=split)
+        real = physworld.simulate_many(mechanism, list(range(clips)), split=split, scale=scale)
         measured[mechanism] = {name: measure(real, make[name](real)) for name in ("vae", "shuffled")}
     thresholds = metrics.Thresholds.fit(
         {m: by_source["vae"] for m, by_source in measured.items()},
         {m: by_source["shuffled"] for m, by_source in measured.items()},
-        fitted_on=f"{clips} clips a mechanism of the {split} split through {type(vae).__name__}",
+        fitted_on=f"{clips} clips a mechanism of the {split} split"
+        + (f" at {SIZE * scale} px" if scale > 1 else "")
+        + f" through {type(vae).__name__}",
     )
     path = out or Path(physworld.__file__).parent / "thresholds.json"
     thresholds.save(path)

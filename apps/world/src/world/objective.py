@@ -29,14 +29,14 @@ class Corruption:
 
 def training_sigma(batch: int, shift: float, generator: torch.Generator) -> Float[Tensor, " b"]:
     """Draw noise levels, uniform for shift 1 and leaning to noise above it."""
-    u = torch.rand(batch, generator=generator)
+    u = torch.rand(batch, generator=generator, device=generator.device)
     return shift * u / (1 + (shift - 1) * u)
 
 
 def prefixes(batch: int, share: float, most: int, generator: torch.Generator) -> Int[Tensor, " b"]:
     """Draw how many latent frames are given clean: none, or 1..most for a `share` of the samples."""
-    length = torch.randint(1, most + 1, (batch,), generator=generator)
-    return length * (torch.rand(batch, generator=generator) < share)
+    length = torch.randint(1, most + 1, (batch,), generator=generator, device=generator.device)
+    return length * (torch.rand(batch, generator=generator, device=generator.device) < share)
 
 
 def corrupt(
@@ -45,10 +45,14 @@ def corrupt(
     prefix: Int[Tensor, " b"],
     generator: torch.Generator,
 ) -> Corruption:
-    """Noise latents along the straight path, leaving each sample's prefix clean."""
-    counted = torch.arange(x0.shape[2]) >= prefix[:, None]
+    """Noise latents along the straight path, leaving each sample's prefix clean.
+
+    The noise is drawn on the generator's device and used on the latents': drawn on the CPU, it is the same everywhere.
+    """
+    sigma, prefix = sigma.to(x0.device), prefix.to(x0.device)
+    counted = torch.arange(x0.shape[2], device=x0.device) >= prefix[:, None]
     levels = sigma[:, None] * counted
-    eps = torch.randn(x0.shape, generator=generator)
+    eps = torch.randn(x0.shape, generator=generator, device=generator.device).to(x0.device)
     x_s = torch.lerp(x0, eps, levels[:, None, :, None, None])
     return Corruption(x_s=x_s, sigma=levels, target=eps - x0, counted=counted)
 
@@ -76,7 +80,7 @@ def velocity(
 
 def flow_loss(predicted: Float[Tensor, "b c t h w"], corruption: Corruption) -> Float[Tensor, ""]:
     """Mean squared velocity error over the frames that count."""
-    per_frame = (predicted - corruption.target).square().mean(dim=(1, 3, 4))
+    per_frame = (predicted.float() - corruption.target).square().mean(dim=(1, 3, 4))
     return (per_frame * corruption.counted).sum() / corruption.counted.sum()
 
 
@@ -98,5 +102,5 @@ def drop_captions(
     generator: torch.Generator,
 ) -> tuple[Int[Tensor, "b l"], Int[Tensor, "b l"]]:
     """Replace a share of the prompts by the empty one, for classifier-free guidance."""
-    dropped = (torch.rand(len(ids), generator=generator) < share)[:, None]
+    dropped = (torch.rand(len(ids), generator=generator, device=generator.device) < share)[:, None].to(ids.device)
     return torch.where(dropped, empty[0], ids), torch.where(dropped, empty[1], mask)

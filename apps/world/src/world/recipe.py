@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from trainers import Config, load_config
+from world.device import Autocast
 
 
 class Network(Config):
@@ -52,6 +53,8 @@ class Recipe(Config):
     validation_clips: PositiveInt = 64
     validate_every: PositiveInt = 200
     compile: bool = False  # torch.compile of the transformer: needs a C++ compiler, ~1 min to start
+    device: str = "cpu"  # or "cuda": where the models train and the noise is drawn
+    autocast: Autocast = "none"  # "bfloat16": forward passes in it, the weights stay float32 (our choice)
 
 
 class VAERecipe(Config):
@@ -65,6 +68,8 @@ class VAERecipe(Config):
     kl: float = 1e-6
     l1: float = 1.0
     clip: PositiveFloat = 1.0
+    device: str = "cpu"
+    autocast: Autocast = "none"
 
 
 VAEKind = Literal["pca", "wan"]

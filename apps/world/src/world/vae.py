@@ -15,10 +15,12 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from world.clips import Clips, psnr, to_bytes, to_signed
+from world.clips import Clips, psnr, signed, to_bytes, to_signed
+from world.device import generator_on, precision, usable
 from world.recipe import VAERecipe
 
-BATCH = 32
+CPU_BATCH, DEVICE_BATCH = 32, 256
+"""Clips encoded or decoded at once: few fit a cache, many fill an accelerator (our choice)."""
 
 
 @dataclass(frozen=True)
@@ -39,22 +41,26 @@ class VAEReport:
 
 
 @torch.no_grad()
-def encode(vae: Any, videos: UInt8[np.ndarray, "n t h w 3"], batch: int = BATCH) -> Float[Tensor, "n c t2 h2 w2"]:
-    """Encode clips to normalised latents (zero mean, the scale that the transformer sees)."""
+def encode(vae: Any, videos: UInt8[np.ndarray, "n t h w 3"]) -> Float[Tensor, "n c t2 h2 w2"]:
+    """Encode clips to normalised latents (zero mean, the scale that the transformer sees), in batches on the
+    autoencoder's device; the latents come back to the CPU.
+    """
     mean, std = _statistics(vae)
+    batch = _batch(vae)
     parts = [
-        (vae.encode(to_signed(videos[start : start + batch])).latent_dist.mode() - mean) / std
+        ((vae.encode(to_signed(videos[start : start + batch]).to(vae.device)).latent_dist.mode() - mean) / std).cpu()
         for start in range(0, len(videos), batch)
     ]
     return torch.cat(parts)
 
 
 @torch.no_grad()
-def decode(vae: Any, latents: Float[Tensor, "n c t2 h2 w2"], batch: int = BATCH) -> UInt8[np.ndarray, "n t h w 3"]:
-    """Decode normalised latents to clips."""
+def decode(vae: Any, latents: Float[Tensor, "n c t2 h2 w2"]) -> UInt8[np.ndarray, "n t h w 3"]:
+    """Decode normalised latents to clips, in batches on the autoencoder's device."""
     mean, std = _statistics(vae)
+    batch = _batch(vae)
     parts = [
-        to_bytes(vae.decode(latents[start : start + batch] * std + mean, return_dict=False)[0])
+        to_bytes(vae.decode(latents[start : start + batch].to(vae.device) * std + mean, return_dict=False)[0])
         for start in range(0, len(latents), batch)
     ]
     return np.concatenate(parts)
@@ -86,17 +92,24 @@ def train_wan(
     clips: Clips, recipe: VAERecipe, *, out: Path, minutes: float, resume: bool = False, log: Any = None
 ) -> Any:
     """Train a tiny Wan VAE with MSE + L1 + a faint KL for some minutes, then set its latent statistics."""
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
     from backbones import tiny
     from trainers import InMemory, Length, Optim, Stage, fit
 
+    device = usable(recipe.device)
     torch.manual_seed(recipe.seed)
-    vae = tiny.kl_vae(base_dim=recipe.base_dim).requires_grad_(True)
+    vae: Any = tiny.kl_vae(base_dim=recipe.base_dim).requires_grad_(True)
+    vae.to(device)
 
     def loss(batch: dict[str, Tensor], progress: Any) -> dict[str, Tensor]:
-        video = to_signed(batch["video"].numpy())
-        posterior: Any = vae.encode(video, return_dict=False)[0]
-        noise = torch.randn(posterior.mean.shape, generator=progress.generator)
-        error = vae.decode(posterior.mean + posterior.std * noise, return_dict=False)[0] - video
+        video, generator = signed(batch["video"]), generator_on(device, progress.generator)
+        with precision(device, recipe.autocast):
+            encoded: Any = vae.encode(video, return_dict=False)[0]
+            posterior = DiagonalGaussianDistribution(encoded.parameters.float())
+            noise = torch.randn(posterior.mean.shape, generator=generator, device=device)
+            decoded = vae.decode(posterior.mean + posterior.std * noise, return_dict=False)[0]
+        error = decoded.float() - video
         return {
             "mse": error.square().mean(),
             "l1": recipe.l1 * error.abs().mean(),
@@ -107,7 +120,7 @@ def train_wan(
         name="vae",
         groups={"vae": 1.0},
         loss=loss,
-        data=InMemory({"video": torch.from_numpy(clips.videos)}),
+        data=InMemory({"video": torch.from_numpy(clips.videos).to(device)}),
         batch_size=recipe.batch,
         length=Length(minutes=minutes),
         optim=Optim(lr=recipe.lr, clip=recipe.clip, schedule="hold_cosine", warmup_steps=recipe.warmup_steps),
@@ -130,7 +143,7 @@ def with_statistics(vae: Any, clips: Clips, most: int = 512) -> Any:
 
 def save(vae: nn.Module, folder: Path, report: VAEReport) -> None:
     """Write the autoencoder as a diffusers folder with its report beside it."""
-    vae.save_pretrained(folder)  # pyright: ignore[reportCallIssue]
+    vae.cpu().save_pretrained(folder)  # pyright: ignore[reportCallIssue]
     report.save(folder / "vae.json")
 
 
@@ -154,5 +167,9 @@ def load(folder: Path) -> Any:
 
 
 def _statistics(vae: Any) -> tuple[Tensor, Tensor]:
-    shape = (1, -1, 1, 1, 1)
-    return torch.tensor(vae.config.latents_mean).view(shape), torch.tensor(vae.config.latents_std).view(shape)
+    mean, std = (torch.tensor(s, device=vae.device) for s in (vae.config.latents_mean, vae.config.latents_std))
+    return mean.view(1, -1, 1, 1, 1), std.view(1, -1, 1, 1, 1)
+
+
+def _batch(vae: Any) -> int:
+    return CPU_BATCH if vae.device.type == "cpu" else DEVICE_BATCH
