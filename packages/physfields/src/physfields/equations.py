@@ -18,7 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from physfields.derivatives import Derivatives, FieldDerivatives
-from physfields.masks import masked_mean
+from physfields.grid import DIM
+from physfields.masks import face_mask, masked_mean
+from physfields.operators import neighbours
 
 Field = Float[Tensor, "_ _ _ _ _"]  # (b, c, t, y, x); faces and half steps are one shorter along their axis
 
@@ -53,10 +55,15 @@ class Balance:
 
 @dataclass(frozen=True)
 class State:
-    """What a residual may read: `state.velocity.div`, `state.scales.viscosity`, `state.slope(a, b)`."""
+    """What a residual may read: `state.velocity.div`, `state.scales.viscosity`, `state.slope(a, b)`.
+
+    `weight(place)` is the residual's own weight there, `sound(axes)` that of nodes whose stencil along `axes` is whole;
+    both are None without a mask.
+    """
 
     bank: Derivatives
     weight: Callable[[str], Tensor | None]
+    sound: Callable[[str], Tensor | None]
     scales: Scales = Scales()
     slope_rule: str | float | int = "fit"
 
@@ -85,14 +92,17 @@ class State:
         """f minus its mean over the sample."""
         return f - masked_mean(f, self.weight("node"))[:, :, None, None, None]
 
-    def time_mean(self, f: Field) -> Field:
-        """The mean over time by the trapezoid rule with the true gaps (plain on a periodic axis), one frame long."""
-        gaps = self.bank.grid.gaps("t", f.shape[2])
-        if len(gaps) == f.shape[2]:
-            return f.mean(dim=2, keepdim=True)
-        ends = zip((0.0, *gaps), (*gaps, 0.0), strict=True)
-        weights = f.new_tensor([0.5 * (before + after) / sum(gaps) for before, after in ends])
-        return (f * weights.reshape(-1, 1, 1)).sum(dim=2, keepdim=True)
+    def time_mean(self, f: Field, axes: str) -> Field:
+        """The mean over time by the trapezoid rule with the true gaps, one frame long.
+
+        Gaps with a frame at which a stencil of f, along `axes`, touches an invalid cell stay out; 0 where none is left.
+        """
+        grid, sound = self.bank.grid, self.sound(axes)
+        low, high = neighbours(f, "t", grid)
+        gaps = f.new_tensor(grid.gaps("t", f.shape[2])).reshape(-1, 1, 1)
+        weight = gaps if sound is None else gaps * (face_mask(sound, "t", grid) > 0)
+        total = weight.sum(dim=-3, keepdim=True)
+        return (0.5 * weight * (low + high)).sum(dim=2, keepdim=True) / torch.where(total > 0, total, 1.0)
 
 
 def _sum(*terms: Field, at: str = "node", symmetric: bool = False) -> Balance:
@@ -101,7 +111,7 @@ def _sum(*terms: Field, at: str = "node", symmetric: bool = False) -> Balance:
 
 def _faces(state: State, f: FieldDerivatives) -> Balance:
     # The size to compare with: the field's own fluctuation across one cell.
-    cell = min(state.bank.grid.gaps("y", 2)[0], state.bank.grid.gaps("x", 2)[0])
+    cell = min(min(state.bank.grid.gaps(axis, f.value.shape[DIM[axis]])) for axis in ("y", "x"))
     return Balance({axis: f.difference(axis) for axis in ("y", "x")}, (("node", state.centred(f.value) / cell),))
 
 
@@ -135,7 +145,7 @@ def rigid_motion(state: State) -> Balance:
 def displacement_wave(state: State) -> Balance:
     """D_tt d - c^2 (lap d - mean_t lap d) = 0; the mean, as d is measured from an arbitrary frame and not from rest."""
     d, c = state.displacement, state.scales.displacement_wave_speed
-    return _sum(d.tt, -(c**2) * (d.lap - state.time_mean(d.lap)))
+    return _sum(d.tt, -(c**2) * (d.lap - state.time_mean(d.lap, "yx")))
 
 
 def velocity_wave(state: State) -> Balance:

@@ -164,7 +164,7 @@ def evaluate(
 
     @cache
     def balance(function: Callable[[State], Balance], axes: str) -> Balance:
-        return function(State(bank, partial(weight, axes), numbers, kappa))
+        return function(State(bank, partial(weight, axes), partial(weight, place="node"), numbers, kappa))
 
     def residual(term: Term) -> Residual:
         weigh = partial(weight, term.axes)
