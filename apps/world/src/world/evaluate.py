@@ -125,11 +125,14 @@ def samples(
     import backbones
 
     noise = backbones.noise(backbone, seeds, height=size, width=size)
-    settings = {"steps": steps, "guidance": guidance, "height": size, "width": size}
-    batches = [slice(i, i + BATCH) for i in range(0, len(prompts), BATCH)]
-    return np.concatenate(
-        [to_bytes(backbones.sample(backbone, prompts[b], noise=noise[b], **settings)) for b in batches]
-    )
+    parts = []
+    for start in range(0, len(prompts), BATCH):
+        cut = slice(start, start + BATCH)
+        video = backbones.sample(
+            backbone, prompts[cut], noise=noise[cut], height=size, width=size, steps=steps, guidance=guidance
+        )
+        parts.append(to_bytes(video))
+    return np.concatenate(parts)
 
 
 def measure(clips: list[Clip], videos: Videos) -> list[Measures]:
@@ -171,8 +174,10 @@ def sample_sheet(
     clips = one_per_scenario(scale=scale)
     prompts = [clip.caption for clip in clips]
     first = to_signed(np.stack([clip.video for clip in clips]))[:, :, 0] if image else None
-    size = {"height": SIZE * scale, "width": SIZE * scale}
-    videos = backbones.sample(backbone, prompts, seed=seed, steps=steps, guidance=guidance, image=first, **size)
+    size = SIZE * scale
+    videos = backbones.sample(
+        backbone, prompts, seed=seed, steps=steps, guidance=guidance, image=first, height=size, width=size
+    )
     rows = [(clip.caption, video) for clip, video in zip(clips, to_bytes(videos), strict=True)]
     return save_sheet(out, rows, title=f"{weights}: seed {seed}, {steps} steps, guidance {guidance}")
 
