@@ -79,6 +79,18 @@ def test_nan_in_a_masked_row_reaches_neither_the_result_nor_a_gradient():
     assert (logits.grad[0] != 0).any()
 
 
+def test_nan_in_a_masked_condition_or_label_reaches_no_weight_of_the_router():
+    router = LabelPriorRouter(4, experts=3, k=2)
+    condition, labels = torch.randn(2, 4), torch.zeros(2, 3)
+    condition[1], labels[1] = float("nan"), float("nan")
+    routing = router(condition, labels, mask=torch.tensor([True, False]))
+    (routing.weights.square().sum() + router_z_loss(routing)).backward()
+    assert all(p.grad.isfinite().all() for p in router.parameters())
+    assert router.inner.weight.grad.any()
+    alone = router(condition[:1], labels[:1])
+    torch.testing.assert_close(routing.weights[:1], alone.weights)
+
+
 def test_nan_logits_give_nan_weights_that_count_as_selected():
     routing = route(torch.tensor([float("nan"), 0.0, 1.0]), 2)
     assert routing.weights.isnan().all()

@@ -52,3 +52,12 @@ def test_statistics_are_not_saved_with_the_model_and_can_start_anew():
     stats.reset()
     assert stats.read().rows == 0
     assert stats.read().load.tolist() == [0, 0, 0, 0]
+
+
+def test_nan_labels_of_a_masked_row_count_nowhere():
+    stats = RouterStats(experts=2)
+    labels = torch.tensor([[1.0, 0.0], [float("nan"), float("nan")]])
+    stats.update(route(torch.tensor([[1.0, 0.0], [0.0, 0.0]]), 1, mask=torch.tensor([True, False])), labels)
+    matrix = stats.read().label_expert
+    assert matrix[0].tolist() == [1.0, 0.0]
+    assert stats.labelled.tolist() == [1.0, 0.0]

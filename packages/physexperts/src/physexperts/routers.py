@@ -58,8 +58,13 @@ class LabelPriorRouter(nn.Module):
         mask: Bool[Tensor, "*b"] | None = None,
         prior_scale: float = 1.0,
     ) -> Routing:
-        """Route each condition; `labels` are 0/1 (or soft), `prior_scale` in [0, 1] warms the prior up."""
+        """Route each condition; `labels` are 0/1 (or soft), `prior_scale` in [0, 1] warms the prior up.
+
+        Rows outside the mask may hold anything, NaN too: they reach neither the result nor a gradient.
+        """
         dtype = torch.promote_types(condition.dtype, torch.float32)
+        if mask is not None:  # before the first layer: in its gradient 0 * NaN would be NaN
+            condition = condition.masked_fill(~mask[..., None], 0.0)
         with torch.autocast(condition.device.type, enabled=False):
             hidden = F.silu(_linear(self.inner, condition, dtype))
             logits = _linear(self.outer, hidden, dtype)

@@ -68,7 +68,7 @@ class RouterStats(nn.Module):
         self.rows += routing.mask.sum()
         self.entropy += torch.special.entr(routing.probs.double()).sum()
         if labels is not None:
-            present = labels.flatten(0, -2).double() * routing.mask.flatten()[:, None]
+            present = labels.flatten(0, -2).double().masked_fill(~routing.mask.flatten()[:, None], 0.0)
             self.labelled += present.sum(0)
             self.together += present.T @ selected.double()
 
