@@ -66,6 +66,30 @@ def test_a_logged_term_is_not_minimised(tmp_path):
     assert toy.equal(run(tmp_path / "a", 0.0), run(tmp_path / "b", 1000.0))
 
 
+def test_a_logged_term_that_is_no_number_leaves_the_log_valid_json_and_the_others_whole(tmp_path):
+    parts = toy.groups()
+    stage = toy.stage(parts, steps=4)
+
+    def loss(batch, progress):
+        odd = progress.step % 2
+        found = {"log/rare": torch.tensor(3.0)} if odd else {}
+        bad = torch.tensor(float("nan") if odd else 5.0)
+        return stage.loss(batch, progress) | found | {"log/bad": bad, "log/never": torch.tensor(float("inf"))}
+
+    made = Stage("a", stage.groups, loss, stage.data, 4, Length(steps=4))
+    result = fit([made], parts, out=tmp_path, log_every=4, quiet=True)
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    (line,) = [json.loads(text, parse_constant=refuse) for text in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert line["terms"]["log/rare"] == 3.0
+    assert line["terms"]["log/bad"] == 5.0
+    assert line["terms"]["log/never"] is None
+    assert result.losses == {name: value for name, value in line["terms"].items() if value is not None}
+    assert line["terms"]["mse"] > 0
+
+
 @pytest.mark.parametrize("clip", [None, 0.1])
 def test_accumulating_two_halves_is_one_step_on_the_whole_and_clipping_counts_it_once(tmp_path, clip):
     def run(folder, batch, accumulate):

@@ -119,6 +119,8 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
         (r.name, r.steps, r.seconds) for r in first.history
     ]
     assert toy.equal(second.ema["head"], first.ema["head"])
+    assert second.losses == first.losses
+    assert [record.losses for record in second.history] == [record.losses for record in first.history]
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, whole):
@@ -133,6 +135,25 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, whole):
     (newest / "COMPLETE").unlink()
     with pytest.raises(ValueError, match="resume from another"):
         checkpoint.load(newest)
+
+
+def test_damaged_checkpoints_do_not_push_out_the_good_ones_that_follow(tmp_path, whole):
+    parts = toy.groups()
+    fit(stages(parts), parts, out=tmp_path, seed=3, save_every=2, keep=9, quiet=True)
+    for damaged in sorted((tmp_path / "checkpoints").iterdir())[1:]:
+        (damaged / "weights.safetensors").write_bytes(b"cut")
+    parts = toy.groups()
+    with pytest.warns(TrainingWarning, match="not a whole checkpoint"), pytest.raises(Killed):
+        fit(stages(parts, die_at(5, raise_killed)), parts, out=tmp_path, seed=3, save_every=2, keep=1, resume=True,
+            quiet=True)  # fmt: skip
+    assert checkpoint.latest(tmp_path / "checkpoints").name == "step-00000004"
+
+
+def test_a_longer_stage_after_its_average_was_applied_is_warned_about(tmp_path):
+    parts = toy.groups()
+    fit([toy.stage(parts, ema=EMA(0.9, apply=True))], parts, out=tmp_path, quiet=True)
+    with pytest.warns(TrainingWarning, match="the average that was written"):
+        fit([toy.stage(parts, steps=8, ema=EMA(0.9, apply=True))], parts, out=tmp_path, resume=True, quiet=True)
 
 
 def test_a_folder_that_holds_a_run_is_not_trained_over(tmp_path):

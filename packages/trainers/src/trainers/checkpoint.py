@@ -177,7 +177,11 @@ def _damage(path: Path) -> str | None:
 
 
 def _prune(root: Path, keep: int) -> None:
-    for old in sorted(root.glob("step-*"))[: -max(1, keep)]:
+    folders = sorted(root.glob("step-*"))
+    whole = [path for path in folders if _damage(path) is None]  # a damaged one must not push out a good one
+    for old in folders:
+        if old in whole[-max(1, keep) :]:
+            continue
         # COMPLETE goes first: a kill in the middle of a removal must not leave a folder that looks whole.
         (old / "COMPLETE").unlink(missing_ok=True)
         shutil.rmtree(old, ignore_errors=True)

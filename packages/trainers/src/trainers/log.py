@@ -1,6 +1,11 @@
-"""`log.jsonl`: one JSON object a line, the mean of every term since the line before."""
+"""`log.jsonl`: one JSON object a line, the mean of every term since the line before.
+
+A term of the loss that a step did not have counts as 0 there, as it does in the loss. A `log/` term is averaged over
+the steps that had it as a number; where none had, it is null: NaN is not JSON.
+"""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,22 +17,26 @@ class Log:
     """Collects steps and appends lines; on a resume, lines of steps that will be made again are dropped.
 
     A line holds stage, step, global_step (steps finished), terms, gradient_norm, lr, seconds (a step) and ramps.
+    `means` are the terms of the last line, on a resume too.
     """
 
     def __init__(
         self, path: Path, *, every: int, also: Callable[[dict[str, Any]], None] | None, from_step: int
     ) -> None:
         self.path, self.every, self.also = path, every, also
-        self.means: dict[str, float] = {}
         self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}  # of log/ terms, which need not come every step
         self._count = 0
         self._last: dict[str, Any] = {}
-        _cut(path, from_step)
+        kept = _cut(path, from_step)
+        self.means: dict[str, float] = _numbers(kept[-1]["terms"]) if kept else {}
 
     def add(self, terms: Mapping[str, float], *, gradient_norm: float, seconds: float, **where: Any) -> None:
         """Take in one step; `where` is copied into the line as it stands at its last step."""
         for name, value in (*terms.items(), ("gradient_norm", gradient_norm), ("seconds", seconds)):
-            self._sums[name] = self._sums.get(name, 0.0) + value
+            number = math.isfinite(value)
+            self._sums[name] = self._sums.get(name, 0.0) + (value if number else 0.0)
+            self._counts[name] = self._counts.get(name, 0) + number
         self._count, self._last = self._count + 1, where
         if where["step"] % self.every == 0:
             self.flush()
@@ -36,26 +45,37 @@ class Log:
         """Write the line of the steps since the last one, if there were any."""
         if not self._count:
             return
-        means = {name: value / self._count for name, value in self._sums.items()}
+        means = {name: self._mean(name) for name in self._sums}
         rest = {name: means.pop(name) for name in ("gradient_norm", "seconds")}
         line = {**self._last, "terms": means, **rest}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if self.also is not None:
             self.also(line)
-        self.means, self._sums, self._count = means, {}, 0
+        self.means, self._sums, self._counts, self._count = _numbers(means), {}, {}, 0
+
+    def _mean(self, name: str) -> float | None:
+        count = self._counts[name] if name.startswith("log/") else self._count
+        return self._sums[name] / count if count else None
 
 
-def _cut(path: Path, from_step: int) -> None:
+def _numbers(terms: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in terms.items() if value is not None}
+
+
+def _cut(path: Path, from_step: int) -> list[dict[str, Any]]:
+    """Drop the lines of later steps, and a line that a kill cut short; return those that stay."""
     if not path.exists():
-        return
+        return []
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            if json.loads(line)["global_step"] <= from_step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError):  # a last line that a kill cut short
+            line = json.loads(text)
+            if line["global_step"] <= from_step and isinstance(line["terms"], dict):
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
             continue
     part = path.with_suffix(".tmp")
-    part.write_text("".join(kept), encoding="utf-8")
+    part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     part.replace(path)
+    return kept

@@ -22,11 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from . import checkpoint, guards, show, weights
-from .config import did_you_mean
 from .data import take
 from .log import Log
 from .order import Order, derive_seed
-from .stage import Progress, Stage
+from .stage import Progress, Stage, check
 
 __all__ = ["FitResult", "Guards", "StageRecord", "fit"]
 
@@ -95,7 +94,7 @@ def fit(
     `watch` names frozen modules outside the groups (a backbone) whose weights are checked not to move. `log` gets every
     line of the log as well.
     """
-    _check(stages, groups)
+    check(stages, groups)
     if save_every < 1 or keep < 1 or log_every < 1:
         raise ValueError(f"expected save_every, keep and log_every >= 1, got {save_every}, {keep}, {log_every}")
     run = _Run(stages, groups, Path(out), seed=seed, keep=keep, watch=watch or {}, guard=guard or Guards(), quiet=quiet)
@@ -166,7 +165,14 @@ class _Run:
         stages = [checkpoint.describe(stage, self.groups) for stage in self.stages]
         return {"seed": self.seed, "world_size": 1, "frozen": self.outside, "stages": stages}
 
-    def save(self, order: Order, optimizer: torch.optim.Optimizer, average: weights.Average | None) -> None:
+    def save(
+        self,
+        order: Order,
+        optimizer: torch.optim.Optimizer,
+        average: weights.Average | None,
+        *,
+        averaged: bool = False,
+    ) -> None:
         trained = {name: self.groups[name] for name in self.stage.groups}
         state = {
             "stage": self.stage_index,
@@ -176,6 +182,7 @@ class _Run:
             "order": order.state(),
             "stage_seconds": self.stage_seconds,
             "seconds": self.seconds,
+            "averaged": averaged,  # the stage ended and its weights are their average
             "history": [asdict(record) for record in self.history],
             "run": self.describe(),
         }
@@ -195,7 +202,10 @@ class _Run:
                 f"{saved.path} was made by another run, which this one cannot continue:{''.join(refused)}\n"
                 f"put these back, or start afresh in another folder"
             )
-        if warned := [str(change) for change in changes if change.verdict == "warned"]:
+        warned = [str(change) for change in changes if change.verdict == "warned"]
+        if state.get("averaged") and any(change.key == f"stages.{state['stage']}.length" for change in changes):
+            warned.append("the finished stage has another length: it goes on from the average that was written")
+        if warned:
             warnings.warn(f"resuming with changes: {'; '.join(warned)}", guards.TrainingWarning, stacklevel=4)
         for name, part in weights.split(saved.tensors["weights"]).items():
             if name in self.groups:
@@ -232,7 +242,7 @@ class _Run:
         if average is not None and stage.ema is not None and stage.ema.apply:
             average.write()
         if self.step and self.global_step != restored_at:  # else this very end is what we resumed from
-            self.save(order, optimizer, average)
+            self.save(order, optimizer, average, averaged=average is not None and average.ema.apply)
         self.moments = weights.moments(trained, optimizer)
         self.average = average.named if average else {}
         seconds = round(self.stage_seconds, 3)
@@ -377,25 +387,3 @@ def _as_found(groups: Mapping[str, nn.Module]) -> Iterator[None]:
             p.grad = None
         for module, mode in modes:
             module.training = mode
-
-
-def _check(stages: Sequence[Stage], groups: Mapping[str, nn.Module]) -> None:
-    names = [stage.name for stage in stages]
-    if not stages or len(set(names)) != len(names):
-        raise ValueError(f"expected one or more stages with different names, got {names}")
-    owner: dict[nn.Parameter, str] = {}
-    for name, group in groups.items():
-        if "/" in name or "#" in name:
-            raise ValueError(f"expected a group name without '/' and '#', got {name!r}")
-        for p in group.parameters():
-            if owner.setdefault(p, name) != name:
-                raise ValueError(f"groups {owner[p]!r} and {name!r} share a parameter: groups may not overlap")
-    for stage in stages:
-        for name in stage.groups:
-            if name not in groups:
-                hint = did_you_mean(name, groups)
-                raise ValueError(f"stage {stage.name!r} trains group {name!r}, which is not there; {hint}")
-            if not any(True for _ in groups[name].parameters()):
-                raise ValueError(f"stage {stage.name!r} trains group {name!r}, which has no parameters")
-        if len(stage.data) < 1:
-            raise ValueError(f"stage {stage.name!r}: the data set is empty")

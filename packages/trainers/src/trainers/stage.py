@@ -11,18 +11,18 @@ generator is not seeded.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass as checked_dataclass
-from torch import Tensor
+from torch import Tensor, nn
 
 from .config import did_you_mean, refuse_unknown
 
-__all__ = ["EMA", "Length", "Loss", "MapStyle", "Optim", "Progress", "Ramp", "Stage"]
+__all__ = ["EMA", "Length", "Loss", "MapStyle", "Optim", "Progress", "Ramp", "Stage", "check"]
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -204,3 +204,26 @@ class Stage:
             if group not in self.groups:
                 hint = did_you_mean(group, self.groups)
                 raise ValueError(f"stage {self.name!r} unfreezes {group!r}, which is not one of its groups; {hint}")
+
+
+def check(stages: Sequence[Stage], groups: Mapping[str, nn.Module]) -> None:
+    """Raise ValueError for stages and groups that do not fit together."""
+    names = [stage.name for stage in stages]
+    if not stages or len(set(names)) != len(names):
+        raise ValueError(f"expected one or more stages with different names, got {names}")
+    owner: dict[nn.Parameter, str] = {}
+    for name, group in groups.items():
+        if "/" in name or "#" in name:
+            raise ValueError(f"expected a group name without '/' and '#', got {name!r}")
+        for p in group.parameters():
+            if owner.setdefault(p, name) != name:
+                raise ValueError(f"groups {owner[p]!r} and {name!r} share a parameter: groups may not overlap")
+    for stage in stages:
+        for name in stage.groups:
+            if name not in groups:
+                hint = did_you_mean(name, groups)
+                raise ValueError(f"stage {stage.name!r} trains group {name!r}, which is not there; {hint}")
+            if not any(True for _ in groups[name].parameters()):
+                raise ValueError(f"stage {stage.name!r} trains group {name!r}, which has no parameters")
+        if len(stage.data) < 1:
+            raise ValueError(f"stage {stage.name!r}: the data set is empty")
