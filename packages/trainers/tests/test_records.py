@@ -83,6 +83,19 @@ def test_a_path_outside_the_folder_is_skipped_with_the_reason_and_refused_when_i
         read_records(put(folder, [{"path": name, "caption": "x"}]))
 
 
+def test_a_caption_or_a_list_that_links_out_of_the_folder_is_not_read(folder):
+    (folder.parent / "secret.txt").write_text("the password")
+    (folder / "clips" / "a.txt").symlink_to(folder.parent / "secret.txt")
+    (folder / "clips" / "b.txt").write_text("a ball")
+    records, skipped = read_records(folder)
+    assert [record.caption for record in records] == ["a ball"]
+    assert "outside the data folder" in skipped[0].why
+    (folder.parent / "secret.json").write_text(json.dumps({"clips/a.mp4": "the password"}))
+    (folder / "captions.json").symlink_to(folder.parent / "secret.json")
+    with pytest.raises(ValueError, match="outside the data folder"):
+        read_records(folder)
+
+
 def test_another_root_may_hold_the_clips(folder):
     path = put(folder, [{"path": "secret.mp4", "caption": "x"}])
     assert len(read_records(path, root=folder.parent)[0]) == 1

@@ -108,6 +108,9 @@ def read_records(
     records: dict[str, Record] = {}
     skipped = []
     for number, raw in enumerate(raws):
+        if isinstance(raw, Skipped):
+            skipped.append(raw)
+            continue
         try:
             record = _record(raw, home, filters or Filters())
             if record.id in records:
@@ -123,17 +126,22 @@ def read_records(
 
 
 def _folder(folder: Path) -> Iterator[Any]:
+    """The raw records of a folder; `Skipped` where the text beside a clip links out of it."""
     for name in _LISTS:
         if (folder / name).is_file():
-            yield from _listed(folder / name)
+            yield from _listed(_inside(folder, name))
             return
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in VIDEOS and not path.name.startswith("."):
             text = path.with_suffix(".txt")
             raw: dict[str, Any] = {"path": path.relative_to(folder).as_posix()}
-            if text.is_file():
-                raw["caption"] = text.read_text(encoding="utf-8", errors="replace").strip()
-            yield raw
+            try:
+                if text.is_file():
+                    inside = _inside(folder, text.relative_to(folder).as_posix())
+                    raw["caption"] = inside.read_text(encoding="utf-8", errors="replace").strip()
+                yield raw
+            except ValueError as error:
+                yield Skipped(text.relative_to(folder).as_posix(), str(error))
 
 
 def _listed(path: Path) -> Iterable[Any]:
