@@ -89,6 +89,21 @@ def test_a_kill_loses_the_open_shard_alone_and_the_work_goes_on(tmp_path, monkey
         assert cache.verify() == []
 
 
+def test_a_key_that_another_writer_indexed_first_keeps_its_entry_and_costs_no_other(tmp_path):
+    with Cache(tmp_path) as ours, Cache(tmp_path) as theirs:
+        ours.put("same", {"latent": torch.zeros(2), "extra": torch.zeros(1)})
+        ours.put("mine", {"latent": torch.ones(2)})
+        theirs.put("same", {"latent": torch.full((2,), 7.0)})
+        theirs.flush()
+        ours.flush()
+    with Cache(tmp_path) as cache:
+        assert sorted(cache.keys()) == ["mine", "same"]
+        assert cache.names("same") == ["latent"]
+        assert cache.get("same", "latent").tolist() == [7.0, 7.0]
+        assert cache.get("mine", "latent").tolist() == [1.0, 1.0]
+        assert cache.verify() == []
+
+
 def test_what_is_not_finite_or_empty_is_refused_at_the_door(tmp_path):
     with Cache(tmp_path) as cache:
         for wrong in (torch.tensor([1.0, float("nan")]), torch.tensor([float("inf")]), torch.empty(0)):

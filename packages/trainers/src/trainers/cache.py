@@ -14,7 +14,8 @@ half-written that counts.
                 cache.put(key, {"latent": latent, "text": text}, {"caption": caption})
     data = cache.view(keys, ["latent", "text"])     # a map-style data set
 
-One process writes to a root at a time; any number may read.
+Any number of processes may read and write one root: of two that put the same key, the first to close its shard
+wins.
 """
 
 import dataclasses
@@ -57,7 +58,7 @@ class Cache:
             raise ValueError(f"expected shard_items >= 1, got {shard_items}")
         self.root, self.shard_items = Path(root), shard_items
         self.root.mkdir(parents=True, exist_ok=True)
-        self._index = sqlite3.connect(self.root / "index.sqlite", check_same_thread=False)
+        self._index = sqlite3.connect(self.root / "index.sqlite", timeout=60, check_same_thread=False)
         with self._index:
             self._index.execute("create table if not exists items (key text primary key, shard text, meta text)")
             self._index.execute(
@@ -120,7 +121,9 @@ class Cache:
         sync(self.root)  # the name must be on disk before the index speaks of it
         with self._index:
             for key, (tensors, meta) in self._open.items():
-                self._index.execute("insert into items values (?, ?, ?)", (key, shard, json.dumps(meta)))
+                row = (key, shard, json.dumps(meta))
+                if not self._index.execute("insert or ignore into items values (?, ?, ?)", row).rowcount:
+                    continue  # another writer was first, and an entry is never replaced: its bytes wait for `gc`
                 rows = [(key, name, _checksum(tensor)) for name, tensor in tensors.items()]
                 self._index.executemany("insert into artefacts values (?, ?, ?)", rows)
         self._open = {}
