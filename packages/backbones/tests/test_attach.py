@@ -168,6 +168,79 @@ def test_detaching_restores_class_methods_and_every_bit(backbone):
     assert probe.training
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_pipeline_that_broke_in_the_middle_samples_as_before(backbone, mode):
+    class Breaks(Probe):
+        """Raises at its third call when it is told to."""
+
+        breaks = False
+
+        def correction(self, x_s, v, sigma, text):
+            if self.breaks and len(self.diary) == 2:
+                raise KeyboardInterrupt
+            return super().correction(x_s, v, sigma, text)
+
+    start, probe = noise(backbone, [1, 2], 5, 16, 16), Breaks(0.2, 0.3)
+    call = {"noise": start, "steps": 3, "guidance": 3.0, **SIZE}
+    plain = sample(backbone, PROMPTS, **call)
+    with attach(backbone, probe, mode=mode):
+        whole = sample(backbone, PROMPTS, **call)
+        probe.breaks, probe.diary = True, []
+        with pytest.raises(KeyboardInterrupt):
+            sample(backbone, PROMPTS[::-1], **call)
+        probe.breaks = False
+        x_s, text = start[:, :, :1], backbone.embed(PROMPTS)
+        with torch.no_grad():  # no branch is left behind: a bare forward is corrected at once
+            v = backbone.predict(x_s, torch.full((2,), 0.5), text)
+            bare = backbone.transformer(x_s, torch.full((2, 4), 500.0), text.features).sample
+        torch.testing.assert_close(bare, 1.3 * v + 0.2)
+        assert torch.equal(sample(backbone, PROMPTS, **call), whole)
+        probe.breaks, probe.diary = True, []
+        with pytest.raises(KeyboardInterrupt):
+            sample(backbone, PROMPTS, **call)
+    assert torch.equal(sample(backbone, PROMPTS, **call), plain)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_clips_of_one_batch_are_corrected_as_they_are_alone(backbone, mode):
+    """Different prompts, several clips a prompt, a negative prompt: clip by clip the same as one at a time."""
+    settings = {"height": 16, "width": 16, "num_frames": 5, "num_inference_steps": 2, "guidance_scale": 3.0}
+    settings |= {"max_sequence_length": backbone.spec.text_length, "output_type": "pt"}
+    start = noise(backbone, [1, 2, 3, 4], 5, 16, 16)
+    with attach(backbone, Probe(0.2, 0.3), mode=mode):
+        many = backbone.pipe(PROMPTS, negative_prompt="blue", num_videos_per_prompt=2, latents=start, **settings).frames
+        for i in range(4):
+            one = backbone.pipe(PROMPTS[i // 2], negative_prompt="blue", latents=start[i : i + 1], **settings).frames
+            torch.testing.assert_close(many[i : i + 1], one, atol=2e-5, rtol=0)
+
+
+def test_a_scheduler_that_is_changed_after_attaching_is_refused_where_it_would_lose_the_correction(backbone):
+    stock, kind = backbone.pipe.scheduler, type(backbone.pipe.scheduler)
+    attached = attach(backbone, Probe(0.3), mode="after_guidance")
+    backbone.pipe.scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3
+    )
+    with pytest.raises(RuntimeError, match="scheduler was changed"):
+        sample(backbone, PROMPTS, seed=0, steps=2, **SIZE)
+    attached.detach()
+    assert type(stock) is kind
+    assert not hasattr(stock, "phys_attached")
+    assert "encode_prompt" not in vars(backbone.pipe)
+    with attach(backbone, Probe(), mode="conditional"):
+        backbone.pipe.scheduler = stock
+        sample(backbone, PROMPTS, seed=0, steps=1, **SIZE)
+
+
+def test_detaching_finds_the_model_that_it_was_attached_to(backbone):
+    model, stock = backbone.transformer, type(backbone.transformer)
+    attached = attach(backbone, Probe())
+    backbone.pipe.transformer = tiny.transformer(16, layers=1)
+    attached.detach()
+    assert type(model) is stock
+    assert "phys_adapters" not in model._modules
+    assert "encode_prompt" not in vars(backbone.pipe)
+
+
 def test_the_frozen_model_can_be_asked_while_an_adapter_is_attached(backbone):
     x_s, sigma, text = torch.randn(1, 16, 2, 4, 4), torch.tensor([0.5]), backbone.embed(["a ball"])
     digest = backbone.digest

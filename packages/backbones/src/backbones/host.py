@@ -8,9 +8,9 @@ ever written.
 An adapter corrects the flow velocity v: the pipeline sees v + D, with D = adapter.correction(x_s, v, sigma, text). A
 guided velocity is v_u + g (v_c - v_u), so it matters on which side D is computed and added:
 
-- `conditional` (default): D from the conditional velocity, added to both branches; the guided velocity gets exactly + D
-once. - `after_guidance`: D from the guided velocity itself, added just before the scheduler's step; also + D once. -
-`per_branch`: each branch gets its own D; the guided velocity gets D_u + g (D_c - D_u).
+- `conditional` (default): D from the conditional velocity, added to both branches; the guided velocity gets + D once;
+- `after_guidance`: D from the guided velocity itself, added just before the scheduler's step; also + D once;
+- `per_branch`: each branch gets its own D; the guided velocity gets D_u + g (D_c - D_u).
 
 Outside a pipeline (a bare forward: no branch is known) D is computed and added at once in every mode.
 
@@ -84,7 +84,11 @@ class Attached:
                     "hooks have captured this transformer's forward and would pass the adapter by. Attach before"
                     " offload, caches, context parallel or compile, or remove the hooks (pipe.remove_all_hooks())."
                 )
+        if hasattr(backbone.pipe.scheduler, "phys_attached"):
+            raise RuntimeError("an adapter is attached to this scheduler through another pipeline: detach it first")
         self.backbone, self.adapter, self.mode = backbone, adapter, mode
+        # Kept, as the pipeline's may be replaced before `detach`.
+        self._models, self._scheduler = backbone.transformers, backbone.pipe.scheduler
         self.active = True
         self._branch: str | None = None
         self._sigma: float | None = None
@@ -94,14 +98,13 @@ class Attached:
         self._attached = True
         self._training = adapter.training
         adapter.to(device=backbone.device, dtype=torch.float32).eval()
-        for model in backbone.transformers:
+        for model in self._models:
             model.__class__ = host_class(type(model))
             model.add_module(CHILD, nn.ModuleDict({"adapter": adapter}))
             object.__setattr__(model, "phys_attached", self)
         if mode == "after_guidance":
-            scheduler = backbone.pipe.scheduler
-            scheduler.__class__ = scheduler_class(type(scheduler))
-            scheduler.phys_attached = self
+            self._scheduler.__class__ = scheduler_class(type(self._scheduler))
+            self._scheduler.phys_attached = self
         self.watch(backbone.pipe)
 
     def __enter__(self) -> "Attached":
@@ -115,14 +118,13 @@ class Attached:
         if not self._attached:
             return
         self._attached = False
-        for model in self.backbone.transformers:
+        for model in self._models:
             del model._modules[CHILD]
             object.__delattr__(model, "phys_attached")
             model.__class__ = type(model)._stock  # pyright: ignore[reportAttributeAccessIssue]
-        scheduler = self.backbone.pipe.scheduler
         if self.mode == "after_guidance":
-            scheduler.__class__ = type(scheduler)._stock
-            del scheduler.phys_attached
+            self._scheduler.__class__ = type(self._scheduler)._stock
+            del self._scheduler.phys_attached
         for pipe in self._pipes:
             for name in ("encode_prompt", "save_pretrained", "_phys_encode_prompt"):
                 vars(pipe).pop(name, None)
@@ -149,6 +151,11 @@ class Attached:
 
         @wraps(stock)
         def encode_prompt(*args: Any, **kwargs: Any) -> Any:
+            if self.mode == "after_guidance" and pipe.scheduler is not self._scheduler:
+                raise RuntimeError(
+                    "the scheduler was changed after attaching, and mode 'after_guidance' corrects in its step: detach,"
+                    " change the scheduler, attach again."
+                )
             out = stock(*args, **kwargs)
             given = signature.bind(*args, **kwargs).arguments
             self._pending = None
