@@ -132,6 +132,40 @@ def test_damaged_and_foreign_folders_are_refused(saved, tmp_path):
         bundle.load(saved)
 
 
+@pytest.mark.parametrize("name", ["stranger.value", "nodot"])
+def test_tensors_of_no_group_are_refused(saved, name):
+    from hashlib import sha256
+
+    from safetensors.torch import save as write
+
+    content = write({"offset.value": torch.zeros(()), name: torch.ones(1)})
+    (saved / "bundle.safetensors").write_bytes(content)
+    meta = json.loads((saved / "bundle.json").read_text()) | {"sha256": sha256(content).hexdigest()}
+    (saved / "bundle.json").write_text(json.dumps(meta))
+    with pytest.raises(ValueError, match=f"groups offset, router .*{name}"):
+        bundle.load(saved)
+
+
+def test_a_bundle_json_that_lacks_a_key_is_refused_by_name(saved):
+    meta = json.loads((saved / "bundle.json").read_text())
+    for key in ("kind", "groups", "sha256", "backbone", "requires", "config"):
+        (saved / "bundle.json").write_text(json.dumps({k: v for k, v in meta.items() if k != key}))
+        with pytest.raises(ValueError, match=f"without {key}"):
+            bundle.load(saved)
+
+
+def test_tied_tensors_are_saved_one_by_one(backbone, tmp_path):
+    tied = torch.randn(3)
+    folder = bundle.save(
+        tmp_path / "t", kind="offset", groups={"offset": {"a": tied, "b": tied, "c": tied[:2]}}, backbone=backbone,
+        config={},
+    )  # fmt: skip
+    loaded = bundle.load(folder).tensors["offset"]
+    assert torch.equal(loaded["a"], tied)
+    assert torch.equal(loaded["b"], tied)
+    assert torch.equal(loaded["c"], tied[:2])
+
+
 def test_a_group_name_with_a_dot_is_refused(backbone, tmp_path):
     with pytest.raises(ValueError, match=r"without dots, got 'a\.b'"):
         bundle.save(tmp_path, kind="offset", groups={"a.b": {}}, backbone=backbone, config={})

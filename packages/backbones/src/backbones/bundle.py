@@ -28,6 +28,7 @@ from backbones.contract import Adapter, Backbone
 __all__ = ["Bundle", "build", "check", "load", "save", "shipped"]
 
 FORMAT = 1
+KEYS = ("kind", "requires", "groups", "sha256", "backbone", "config")
 TENSORS, META = "bundle.safetensors", "bundle.json"
 ADAPTERS, SHIPPED = "physbackbones.adapters", "physbackbones.bundles"
 
@@ -61,7 +62,7 @@ def save(
     if bad:
         raise ValueError(f"expected group names without dots, got {', '.join(map(repr, bad))}")
     flat = {f"{g}.{n}": t.detach().cpu().contiguous() for g, state in groups.items() for n, t in state.items()}
-    tensors = write_tensors(flat)
+    tensors = write_tensors(_unshared(flat))
     meta = {
         "format": FORMAT,
         "kind": kind,
@@ -102,12 +103,19 @@ def load(folder: str | Path) -> Bundle:
         raise ValueError(
             f"expected bundle format {FORMAT}, got {meta.get('format')} in {folder}. Update physbackbones."
         )
+    if lacking := [key for key in KEYS if key not in meta]:
+        raise ValueError(f"expected the keys {', '.join(KEYS)} in {folder / META}, got it without {', '.join(lacking)}")
     content = (folder / TENSORS).read_bytes()
     if hashlib.sha256(content).hexdigest() != meta["sha256"]:
         raise ValueError(f"{folder / TENSORS} is not the file that {META} describes: copy the bundle again")
     tensors: dict[str, dict[str, Tensor]] = {g: {} for g in meta["groups"]}
     for key, value in parse_tensors(content).items():
-        group, name = key.split(".", 1)
+        group, _, name = key.partition(".")
+        if group not in tensors or not name:
+            known = ", ".join(tensors)
+            raise ValueError(
+                f"{folder / TENSORS} holds {key!r}, expected names of the groups {known}, as `save` writes"
+            )
         tensors[group][name] = value
     return Bundle(meta["kind"], tensors, meta)
 
@@ -152,6 +160,17 @@ def shipped(name: str) -> Path:
             return Path(folder)
     known = ", ".join(sorted(e.name for e in found)) or "none"
     raise ValueError(f"no installed package ships a bundle {name!r}; shipped are: {known}")
+
+
+def _unshared(flat: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Safetensors refuses tensors that share memory (tied weights): each gets its own copy."""
+    owners: set[int] = set()
+    result = {}
+    for key, tensor in flat.items():
+        owner = tensor.untyped_storage().data_ptr()
+        result[key] = tensor.clone() if owner in owners else tensor
+        owners.add(owner)
+    return result
 
 
 def _difference(made: dict[str, Any], now: dict[str, Any]) -> str:
