@@ -1,15 +1,17 @@
 """Laws of the command line: every verb works on a folder, and what a user gets wrong is one line, no traceback."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
-import torch
 from typer.testing import CliRunner
 
+from backbones import WanBackbone, tiny
 from backbones.loading import save
 from pila.cli import app
 from pila.config import RECIPES
+from pila.pictures import GAP, HEADER
 from trainers import video
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -62,22 +64,41 @@ def test_generate_writes_video_and_story_and_compares_from_one_noise(run):
     written = ask(*words, "--compare", "--fields").split()
     assert len(written) == 4
     frames = video.read(out).frames
-    assert frames.shape[:2] == (17, 256)
-    assert frames.shape[2] == 2 * 256 + 16
+    assert frames.shape[1:3] == (HEADER + 256, 256 + GAP + 256)
+    assert len(frames) == 17
+    for name in (frames[0, :HEADER, :256], frames[0, :HEADER, -256:]):  # a name stands over each side
+        assert name.min() < 100 < 200 < np.median(name)
     story = json.loads(out.with_suffix(".json").read_text())
     assert (story["prompt"], story["seed"], story["shows"]) == ("two balls collide", 4, ["base", "pila"])
     assert story["labels"] == ["rigid_body", "collision"]
     assert len(story["routing"]) == 2
     assert sum(story["routing"][0]["weights"].values()) == pytest.approx(1, abs=1e-3)
     assert story["config"]["routing"]["k"] == 4
-    assert {"pila", "torch", "diffusers"} <= set(story["versions"])
+    assert {"pila", "physfields", "physexperts", "physbackbones", "torch", "diffusers"} <= set(story["versions"])
+    trained = json.loads((run / "run" / "bundle" / "bundle.json").read_text())
+    assert story["bundle"]["sha256"] == trained["sha256"]
+    assert sum(story["bundle"]["steps"].values()) == 14
+
+
+def test_routing_is_told_once_a_noise_level_when_both_branches_are_corrected(run, tmp_path):
+    words = ("generate", "ink", "--bundle", run / "run" / "bundle", "--out", tmp_path / "x")
+    ask(*words, "--set", "sampling.mode=per_branch")
+    levels = [row["sigma"] for row in json.loads((tmp_path / "x.json").read_text())["routing"]]
+    assert len(levels) == 2
+    assert levels == sorted(set(levels), reverse=True)
+
+
+@pytest.mark.parametrize("name", ["video.gif", "v1.2", "."])
+def test_generate_writes_mp4_and_says_so(run, tmp_path, name):
+    assert "name of an mp4" in fail("generate", "ink", "--bundle", run / "run" / "bundle", "--out", tmp_path / name)
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_correction_both_sides_of_a_comparison_are_equal(run):
     out = run / "same.mp4"
     ask("generate", "ink", "--bundle", run / "run" / "bundle", "--set", "correct=none", "--compare", "--out", out)
     frames = video.read(out).frames.astype(int)
-    assert np.abs(frames[:, :, :256] - frames[:, :, -256:]).mean() < 1.5  # mp4 loses a little
+    assert np.abs(frames[:, HEADER:, :256] - frames[:, HEADER:, -256:]).mean() < 1.5  # mp4 loses a little
 
 
 def test_evaluate_measures_both_sides(run, tmp_path):
@@ -99,7 +120,7 @@ def test_export_proves_that_the_bundle_changes_something(run, tmp_path):
 
 def test_a_finished_run_is_not_overwritten_but_resumes(run, sets):
     again = ("train", *sets, "--cache", run / "cache", "--out", run / "run", "--quiet")
-    assert "resume it" in fail(*again)
+    assert "resume it with --resume" in fail(*again)
     recipe = (run / "run" / "recipe.yaml").read_text()
     fail(*again, "--set", "routing.k=2")
     assert (run / "run" / "recipe.yaml").read_text() == recipe  # a refused run leaves the first one's recipe alone
@@ -126,7 +147,8 @@ def test_stages_can_be_trained_one_after_another(run, sets, tmp_path):
         (("check", "--set", "nonsense"), "expected an override"),
         (("check", "--config", "no-such.yaml"), "no-such.yaml"),
         (("check", "--set", "backbone=/no/such/folder"), "/no/such/folder"),
-        (("generate", "ink", "--bundle", "/no/such/bundle"), "expected a bundle folder"),
+        (("check", "--set", "device=cuda:99"), "set device=cpu"),
+        (("generate", "ink", "--bundle", "/no/such/bundle"), "`pila train --out RUN` writes one"),
         (("export", "/no/such/run", "--out", "x"), "recipe.yaml"),
         (("train", "--set", "recover.phases=[wave, core]"), "in this order"),
         (("train", "--set", "physics.families=[pde]"), "expected families"),
@@ -145,6 +167,59 @@ def test_data_faults_are_one_clear_line(sets, tmp_path):
     assert "holds no clips" in fail("train", *sets, *empty, "--out", tmp_path / "run", "--cache", tmp_path / "cache")
 
 
+def test_what_train_would_refuse_is_refused_before_the_cache_is_filled(run, sets, tmp_path):
+    words = ("train", *sets, "--cache", tmp_path / "cache", "--quiet")
+    assert "expected a stage out of" in fail(*words, "--out", tmp_path / "run", "--stage", "obsrve")
+    assert "already holds a run" in fail(*words, "--out", run / "run")
+    assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache").glob("**/*.safetensors"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_folder_of_a_run_is_not_its_bundle(run):
+    assert f"did you mean --bundle {run / 'run' / 'bundle'}" in fail("generate", "ink", "--bundle", run / "run")
+
+
+def test_a_wrong_setting_of_a_bundle_names_the_setting_and_no_file(run):
+    said = fail("generate", "ink", "--bundle", run / "run" / "bundle", "--set", "sampling.steps=0")
+    assert said.startswith("error: --set sampling.steps=0 is not a valid Recipe: sampling.steps:")
+
+
+def test_a_bundle_for_another_backbone_is_refused_at_the_command_line(run, tmp_path):
+    words = [f"w{i}" for i in range(20)]
+    home = save(WanBackbone(tiny.pipeline(words, layers=1, ffn_dim=64, text_dim=32), id="other"), tmp_path, id="other")
+    chosen = ("--bundle", run / "run" / "bundle", "--set", f"backbone={home}", "--out", tmp_path / "x.mp4")
+    assert "made for tiny-test, not for other" in fail("generate", "ink", *chosen)
+    assert not (tmp_path / "x.mp4").exists()
+
+
+def test_a_bundle_whose_backbone_has_moved_says_how_to_name_it(run, tmp_path):
+    shutil.copytree(run / "run" / "bundle", tmp_path / "bundle")
+    meta = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
+    meta["config"]["backbone"] = "/no/such/folder"
+    (tmp_path / "bundle" / "bundle.json").write_text(json.dumps(meta))
+    assert "--set backbone=" in fail("generate", "ink", "--bundle", tmp_path / "bundle")
+
+
+def test_every_command_says_what_to_do_next(run, sets, tmp_path):
+    cached = ("--cache", run / "cache", "--quiet")
+    said = {
+        "check": RUN.invoke(app, ["check", *map(str, (*sets, *cached))]),
+        "plan": RUN.invoke(app, ["plan", *map(str, sets)]),
+        "cache": RUN.invoke(app, ["cache", *map(str, (*sets, *cached))]),
+        "train": RUN.invoke(app, ["train", *map(str, (*sets, *cached, "--out", tmp_path, "--stage", "observe"))]),
+    }
+    for verb, result in said.items():
+        assert result.exit_code == 0, result.output
+        assert "next: `pila " in result.stderr, verb
+    assert "--resume" in said["train"].stderr
+    json.loads(said["cache"].stdout)  # stdout is the result alone
+
+
+def test_evaluation_of_sizes_that_the_world_does_not_have_is_refused(run):
+    words = ("evaluate", "--bundle", run / "run" / "bundle", "--clips", 1, "--quiet")
+    assert "expected 17 square frames" in fail(*words, "--set", "data.width=40")
+
+
 def test_a_bundle_of_other_sizes_is_refused(run):
     bundle = run / "run" / "bundle"
     assert "do not fit" in fail("generate", "ink", "--bundle", bundle, "--set", "network.operator_width=8")
@@ -154,4 +229,3 @@ def test_a_bundle_of_other_sizes_is_refused(run):
 
 def test_every_shipped_recipe_is_listed_by_name():
     assert {p.stem for p in RECIPES.glob("*.yaml")} == {"tiny", "wan2.1-1.3b", "ablations"}
-    assert torch.get_num_threads() >= 1

@@ -123,8 +123,49 @@ def test_a_folder_of_broken_videos_says_why(backbone, make_recipe, tmp_path):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.mp4").write_bytes(b"no video")
     (tmp_path / "bad" / "a.txt").write_text("ink")
-    with pytest.raises(ValueError, match="none of the 1 clips"):
+    (tmp_path / "bad" / "b.mp4").touch()
+    with pytest.raises(ValueError, match="none of the 2 clips") as error:
         prepare(make_recipe(f"data.source={tmp_path / 'bad'}"), backbone, tmp_path / "cache", quiet=True)
+    assert "a.mp4: " in str(error.value)
+    assert "b.mp4: " in str(error.value)
+    listed = json.loads((tmp_path / "cache" / "skipped.json").read_text())
+    assert {item["path"] for item in listed} == {"a.mp4", "b.mp4"}
+
+
+def test_records_whose_files_are_elsewhere_say_how_to_name_the_place(backbone, make_recipe, tmp_path):
+    (tmp_path / "r.json").write_text(json.dumps([{"file": "a.mp4", "caption": "ink"}]))
+    with pytest.raises(ValueError, match=r"set data\.root"):
+        prepare(make_recipe(f"data.source={tmp_path / 'r.json'}"), backbone, tmp_path / "cache", quiet=True)
+
+
+def test_a_clip_slower_than_asked_names_the_rate_to_set(backbone, make_recipe, folder, tmp_path):
+    moving(folder, "slow.mp4", frames=20, fps=8)
+    (folder / "slow.txt").write_text("ink")
+    found = prepare(make_recipe(f"data.source={folder}"), backbone, tmp_path / "cache", quiet=True)
+    assert [s.path for s in found.skipped] == ["slow.mp4"]
+    assert "data.fps" in found.skipped[0].why
+
+
+def test_an_interrupted_cache_goes_on_where_it_stopped(backbone, make_recipe, tmp_path, monkeypatch):
+    import physworld
+
+    recipe = make_recipe("data.clips=16", "data.encode_batch=4")
+    whole = prepare(recipe, backbone, tmp_path / "whole", quiet=True)
+    simulate, calls = physworld.simulate_many, []
+
+    def interrupted(mechanism, *rest, **options):
+        calls.append(mechanism)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return simulate(mechanism, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(physworld, "simulate_many", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(recipe, backbone, tmp_path / "cache", quiet=True)
+    again = prepare(recipe, backbone, tmp_path / "cache", quiet=True)
+    assert 0 < again.computed < 16
+    assert again.data.digest == whole.data.digest
 
 
 def test_a_path_outside_the_data_folder_is_refused(backbone, make_recipe, folder, tmp_path):
@@ -161,7 +202,8 @@ def test_an_unknown_category_stops_with_a_hint_or_is_listed(backbone, make_recip
     listing = make_recipe(f"data.source={folder / 'wisa.json'}", "data.on_unknown=list")
     found = prepare(listing, backbone, tmp_path / "cache", quiet=True)
     assert found.labels["collision"] == 1
-    assert "liquid moton" in found.skipped[0].why
+    assert found.skipped == ()  # the clip stays, its unknown category goes
+    assert "liquid moton" in found.notes[0].why
 
 
 def test_the_shipped_records_of_real_clips_are_understood(make_recipe, tmp_path):

@@ -11,9 +11,10 @@ import torch
 import yaml
 
 from backbones import attach, bundle, sample
+from pila import losses
 from pila.config import RECIPES, load_recipe
 from pila.train import fresh, save_bundle, stages, train
-from trainers import NonFiniteLoss, dump_config, fit
+from trainers import NonFiniteLoss, checkpoint, dump_config, fit
 
 ROWS = yaml.safe_load((RECIPES / "ablations.yaml").read_text())["rows"]
 STRUCTURE = {"recover.steps=300": "recover.steps=5"}  # as many steps as the phases of the small recipe together
@@ -143,16 +144,28 @@ def test_a_bundle_for_another_latent_space_is_refused(backbone, make_recipe, tmp
         bundle.build(bundle.load(tmp_path), other)
 
 
-def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(backbone, data, make_recipe, tmp_path):
+def test_a_loss_that_is_no_number_stops_and_the_last_checkpoint_goes_on(
+    backbone, data, make_recipe, tmp_path, monkeypatch
+):
     recipe = make_recipe()
-    adapter = fresh(recipe, backbone)
-    plan = stages(recipe, adapter, backbone, data)
-    fit(plan[:1], adapter.groups(), out=tmp_path, save_every=1, quiet=True)
-    adapter.afe.velocity.weight.data.fill_(float("nan"))
-    broken = stages(recipe, adapter, backbone, data)[:1]
-    with pytest.raises(NonFiniteLoss):
-        fit(broken, adapter.groups(), out=tmp_path / "second", save_every=1, quiet=True)
-    assert (tmp_path / "checkpoints" / "step-00000002").is_dir()
+    whole, _ = train(recipe, backbone, data, out=tmp_path / "whole", quiet=True)
+    honest, calls = losses.flow_matching, []
+
+    def broken(velocity, target):
+        calls.append(1)
+        return honest(velocity, target) * (float("nan") if len(calls) == 3 else 1)  # twice a step: in the second one
+
+    with monkeypatch.context() as patch:
+        patch.setattr(losses, "flow_matching", broken)
+        with pytest.raises(NonFiniteLoss, match="flow_matching") as error:
+            train(recipe, backbone, data, out=tmp_path / "run", quiet=True)
+    assert "\n" not in str(error.value)
+    newest = checkpoint.latest(tmp_path / "run" / "checkpoints")
+    assert newest is not None
+    assert newest.name == "step-00000012"  # 6 of A, 5 of B, 1 of C
+    assert not (tmp_path / "run" / "bundle").exists()
+    resumed, _ = train(recipe, backbone, data, out=tmp_path / "run", resume=True, quiet=True)
+    assert all(torch.equal(a, b) for a, b in zip(state(whole).values(), state(resumed).values(), strict=True))
 
 
 def test_an_unknown_stage_is_refused(backbone, data, make_recipe, tmp_path):

@@ -97,6 +97,7 @@ class PilaAdapter(nn.Module):
         )
         self.labels: Tensor | None = None  # of the prompts that are being sampled
         self.sigma_range = (0.0, 1.0)  # where sampling is corrected
+        self.origin: dict[str, Any] | None = None  # of its weights: hash, backbone, steps
         self.watch: Callable[[float, Anatomy], None] | None = None  # sees every anatomy of a sampling
 
     @classmethod
@@ -107,6 +108,11 @@ class PilaAdapter(nn.Module):
         adapter = cls(backbone.spec, recipe or Recipe.model_validate(bundle.meta["config"]))
         for name, module in adapter.groups().items():
             module.load_state_dict(bundle.tensors.get(name, {}))
+        adapter.origin = {
+            "sha256": bundle.meta["sha256"],
+            "made_for": {key: bundle.meta["backbone"][key] for key in ("id", "backbone_digest")},
+            "steps": {stage["name"]: stage["steps"] for stage in bundle.meta["stages"]},
+        }
         return adapter.to(next(backbone.transformer.parameters()).device).eval()
 
     def groups(self) -> dict[str, nn.Module]:

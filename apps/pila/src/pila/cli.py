@@ -1,8 +1,8 @@
 """The command line: check, plan, cache, train, generate, evaluate, export, time.
 
 Every command takes `--config RECIPE.yaml` (or the name of a shipped recipe; none: `tiny`) and `--set a.b=c`. What a
-user got wrong is one red line and exit code 1 (2 for a wrong command line), never a traceback. Results go to stdout,
-progress and tables to stderr.
+user got wrong is one red line and exit code 1 (2 for a wrong command line, 130 for Ctrl-C), never a traceback. Results
+go to stdout, progress and what to do next to stderr.
 """
 
 import functools
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from backbones import WanBackbone
     from pila.adapter import PilaAdapter
     from pila.config import Recipe
+    from pila.data import Prepared
 
 __all__ = ["app"]
 
@@ -55,9 +56,12 @@ def friendly(command: Callable[P, R]) -> Callable[P, R]:
         warnings.showwarning = _show_warning
         try:
             return command(*args, **kwargs)
-        except (ValueError, ArithmeticError, ImportError, FileNotFoundError) as error:
+        except (ValueError, ArithmeticError, ImportError, OSError) as error:
             errors.print(f"error: {error}", style="bold red", markup=False)
             raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            errors.print("stopped; what is written is whole, the same command goes on (train: with --resume)")
+            raise typer.Exit(130) from None
 
     return run
 
@@ -102,10 +106,12 @@ def check(
     table.add_row("identity at the start", "bit for bit" if same else "BROKEN")
     table.add_row("latent -> video -> latent", f"{drift:.3f} relative rms")
     table.add_row("clips looked at", f"{found.clips} ({', '.join(f'{m} {n}' for m, n in found.labels.items() if n)})")
-    table.add_row("left out", "\n".join(f"{s.path}: {s.why}" for s in found.skipped) or "none")
+    table.add_row("clips left out", str(len(found.skipped)))
     shown.print(table)
+    _left_out(found)
     if not same:
         raise ValueError("a fresh adapter changes the backbone's output: please report this")
+    _next("`pila plan` shows the stages, `pila train --out RUN` runs them (same --config, --set, --cache)")
 
 
 @app.command()
@@ -134,7 +140,7 @@ def plan(config: Config = None, set_: Set = None) -> None:
         f"{recipe.steps} steps; {weights:,} parameters, {16 * weights / 1e6:.1f} MB with gradients and optimizer"
     )
     shown.print(f"latent {shape}; at most {stored / 1e6:.2f} MB of cache a clip")
-    shown.print("seconds a step on this machine: `pila time`")
+    _next("`pila time` measures seconds a step on this machine, `pila train --out RUN` trains")
 
 
 @app.command()
@@ -145,10 +151,10 @@ def cache(config: Config = None, set_: Set = None, root: Cached = Path("runs/cac
 
     recipe, backbone = _load(config, set_)
     found = prepare(recipe, backbone, root, quiet=quiet)
-    for s in found.skipped:
-        errors.print(f"left out: {s.path}: {s.why}", style="yellow", markup=False)
+    _left_out(found)
     summary = {"clips": found.clips, "computed": found.computed, "skipped": len(found.skipped), "labels": found.labels}
     print(json.dumps(summary))
+    _next(f"`pila train --out RUN --cache {root}` with the same --config and --set")
 
 
 @app.command()
@@ -168,12 +174,13 @@ def train(
     weights.
     """
     from pila.data import prepare
+    from pila.train import ready
     from pila.train import train as run
 
     recipe, backbone = _load(config, set_)
+    ready(recipe, backbone, out, resume=resume, only=stage)
     found = prepare(recipe, backbone, root, quiet=quiet)
-    for s in found.skipped:
-        errors.print(f"left out: {s.path}: {s.why}", style="yellow", markup=False)
+    _left_out(found)
     _, result = run(recipe, backbone, found.data, out=out, resume=resume, only=stage, quiet=quiet)
     summary = {
         "bundle": str(out / "bundle"),
@@ -183,6 +190,11 @@ def train(
         "losses": {name: round(value, 5) for name, value in result.losses.items()},
     }
     print(json.dumps(summary))
+    if result.global_step < recipe.steps:
+        _next(f"`pila train --out {out} --resume` with the same --config and --set trains the stages that are left")
+    else:
+        bundle = out / "bundle"
+        _next(f'`pila generate "PROMPT" --bundle {bundle} --compare --out x.mp4`, `pila evaluate --bundle {bundle}`')
 
 
 @app.command()
@@ -199,7 +211,9 @@ def generate(
 ) -> None:
     """Generate a video; without --config, the settings are those that the bundle was trained with."""
     from pila.generate import generate as run
+    from pila.generate import named
 
+    out = named(out)
     backbone, adapter = _load_trained(config, set_, bundle)
     for path in run(backbone, adapter, prompt, seed=seed, out=out, compare=compare, fields=fields):
         print(path)
@@ -232,6 +246,7 @@ def evaluate(
         figures = (shares["base"], shares[name], scores["base"], scores[name])
         table.add_row(mechanism, *(f"{x:.3f}" for x in figures), f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]")
     shown.print(table)
+    shown.print("pass: share of clips that obey every gate of their law; score: 0 shuffled frames, 1 real clips")
     if out is not None:
         print(result.save(out))
 
@@ -305,7 +320,14 @@ def _load_trained(
     from pila.generate import load_adapter, recipe_of
 
     recipe = load_recipe(config, overrides or []) if config is not None else recipe_of(folder, overrides or [])
-    backbone = _backbone(recipe)
+    try:
+        backbone = _backbone(recipe)
+    except ValueError as error:
+        if config is not None or any(o.startswith("backbone=") for o in overrides or []):
+            raise
+        raise ValueError(
+            f"{error}; the bundle was trained on it: say with --set backbone=... where it is now"
+        ) from None
     return backbone, load_adapter(folder, backbone, recipe=recipe)
 
 
@@ -315,9 +337,23 @@ def _backbone(recipe: "Recipe") -> "WanBackbone":
 
     from backbones import load
 
+    if recipe.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"expected a CUDA device for device={recipe.device}, found none on this machine; set device=cpu"
+        )
     logging.disable_progress_bar()  # "Loading weights" for two files of a megabyte
     dtype = None if recipe.dtype == "float32" else getattr(torch, recipe.dtype)
     return load(recipe.backbone, device=recipe.device, dtype=dtype)
+
+
+def _left_out(found: "Prepared") -> None:
+    for kind, clips in (("left out", found.skipped), ("note", found.notes)):
+        for s in clips:
+            errors.print(f"{kind}: {s.path}: {s.why}", style="yellow", markup=False)
+
+
+def _next(what: str) -> None:
+    errors.print(f"next: {what}", style="dim", markup=False)
 
 
 _said: set[str] = set()

@@ -6,6 +6,8 @@ down; "paper" marks what it does. Noise levels: sigma in [0, 1], 1 is noise. Uni
 frames / 4.
 """
 
+import tempfile
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
@@ -22,9 +24,9 @@ from pydantic import (
 
 from physfields.residuals import FAMILIES, Scales
 from pila.bank import PHASES
-from trainers import Config, Optim, did_you_mean, load_config
+from trainers import Config, Optim, did_you_mean, dump_config, load_config
 
-__all__ = ["RECIPES", "Recipe", "load_recipe"]
+__all__ = ["RECIPES", "Recipe", "load_recipe", "override"]
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -242,3 +244,20 @@ def load_recipe(path: str | Path | None = None, overrides: list[str] | tuple[str
     if not source.exists() and shipped.exists():
         source = shipped
     return load_config(Recipe, source, list(overrides))
+
+
+def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """Apply overrides such as `routing.k=2` to a recipe.
+
+    >>> override(Recipe(), ["routing.k=2"]).routing.k
+    2
+    """
+    if not overrides:
+        return recipe
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "recipe.yaml"
+        dump_config(recipe, path)
+        try:
+            return load_config(Recipe, path, list(overrides))
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(path), f"--set {' '.join(overrides)}")) from None

@@ -11,8 +11,10 @@ cannot be used is skipped and listed; the rest goes on.
 
 import hashlib
 import json
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -26,19 +28,23 @@ from torch import Tensor
 import physworld
 from backbones import WanBackbone, flow
 from physexperts import MECHANISMS, Labels, from_wisa
-from pila.config import Recipe
+from pila.config import Data, Recipe
 from pila.labels import read_caption, shuffle
 from trainers import InMemory, MapStyle, show, video
 from trainers.cache import Cache
 from trainers.data import Record, Skipped, read_records
 
-__all__ = ["Clip", "Clips", "Prepared", "labels_of", "prepare"]
+__all__ = ["Clip", "Clips", "Prepared", "labels_of", "prepare", "world_scale"]
 
 FORMAT = "pila-1"
 """Part of every key: raise it when what is stored changes its meaning."""
 BATCH = 16
 CHUNK = 64
 IN_MEMORY_BYTES = 2 * 1024**3
+FLUSH_S = 60.0
+"""A kill loses no more seconds of work than this and one batch."""
+LISTED = 10
+"""Left-out clips that an error names."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +60,14 @@ class Clip:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A data set ready to train on, and what had to be left out."""
+    """A data set ready to train on, which clips had to be left out, and what was dropped of clips that stay."""
 
     data: MapStyle
     clips: int
     computed: int
     skipped: tuple[Skipped, ...]
     labels: dict[str, int]
+    notes: tuple[Skipped, ...] = ()
 
 
 class Clips:
@@ -95,10 +102,11 @@ def prepare(recipe: Recipe, backbone: WanBackbone, root: Path, *, quiet: bool = 
     backbone.spec.latent.shape(d.frames, d.height, d.width)
     skipped: list[Skipped] = []
     store = _Store(recipe, backbone, Cache(root), skipped)
-    clips, total = _world(recipe, store) if d.source == "world" else _folder(recipe, skipped)
+    notes: list[Skipped] = []
+    clips, total = _world(recipe, store) if d.source == "world" else _folder(recipe, skipped, notes)
     seen: list[tuple[str, str, str, Labels]] = []
     waiting: list[tuple[Clip, str]] = []
-    with show.bar("cache", total, quiet=quiet) as bar:
+    with show.bar("cache", total, quiet=quiet) as bar, store.kept():
         for clip in clips:
             key = store.key(clip.content)
             seen.append((clip.id, key, clip.caption, clip.labels))
@@ -109,19 +117,21 @@ def prepare(recipe: Recipe, backbone: WanBackbone, root: Path, *, quiet: bool = 
                 waiting = []
             bar.update(len(seen))
     kept = [row for row in seen if store.cache.has(row[1])]
+    listed = [asdict(s) for s in (*skipped, *notes)]
+    (root / "skipped.json").write_text(json.dumps(listed, indent=1) + "\n")
     if not kept:
-        first = f"; the first: {skipped[0].path}: {skipped[0].why}" if skipped else ""
-        raise ValueError(f"none of the {len(seen)} clips of {d.source!r} can be used{first}")
+        why = "".join(f"\n  {s.path}: {s.why}" for s in skipped[:LISTED])
+        more = f"\n  and {len(skipped) - LISTED} more, see {root / 'skipped.json'}" if len(skipped) > LISTED else ""
+        raise ValueError(f"none of the {len(skipped)} clips of {d.source!r} can be used:{why}{more}")
     said = store.embed([caption for _, _, caption, _ in kept])
     rows = [(key, said[caption], _vector(name, labels, recipe)) for name, key, caption, labels in kept]
     store.cache.flush()
-    (root / "skipped.json").write_text(json.dumps([asdict(s) for s in skipped], indent=1) + "\n")
     counts = {m: int(sum(y[i] for _, _, y in rows)) for i, m in enumerate(MECHANISMS)}
     data: MapStyle = Clips(store.cache, rows, backbone.spec.text_length)
     if len(rows) * sum(t.nbytes for t in data[0].values()) < IN_MEMORY_BYTES:
         items = [data[i] for i in range(len(rows))]
         data = InMemory({name: torch.stack([item[name] for item in items]) for name in items[0]})
-    return Prepared(data, len(rows), store.computed, tuple(skipped), counts)
+    return Prepared(data, len(rows), store.computed, tuple(skipped), counts, tuple(notes))
 
 
 class _Store:
@@ -132,7 +142,7 @@ class _Store:
         self.recipe, self.backbone, self.cache, self.skipped = recipe, backbone, cache, skipped
         self.producer = f"{FORMAT}/{backbone.digest}/{d.flow}"
         self.spec = {"frames": d.frames, "height": d.height, "width": d.width, "fps": d.fps}
-        self.computed = 0
+        self.computed, self.flushed = 0, time.monotonic()
 
     def key(self, content: str) -> str:
         """The key of latents and flow of a clip."""
@@ -165,6 +175,17 @@ class _Store:
             about = {"caption": clip.caption, "labels": list(clip.labels.mechanisms), "id": clip.id}
             self.cache.put(key, {"latent": latent.float(), "flow": motion}, about)
             self.computed += 1
+        if time.monotonic() - self.flushed > FLUSH_S:
+            self.cache.flush()
+            self.flushed = time.monotonic()
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keep what was computed when the block is left, by an error or by Ctrl-C too."""
+        try:
+            yield
+        finally:
+            self.cache.flush()
 
     def embed(self, captions: Sequence[str]) -> dict[str, str]:
         """Put text features into the cache without their padding; give the key of each caption."""
@@ -194,20 +215,29 @@ def labels_of(record: Record, recipe: Recipe) -> Labels:
     return read_caption(record.caption, how=recipe.data.fallback, parser=recipe.parser)
 
 
-def _world(recipe: Recipe, store: _Store) -> tuple[Iterator[Clip], int]:
-    """Clips of the simulated world; only those that the cache lacks are simulated, some at a time."""
-    d = recipe.data
+def world_scale(d: Data) -> int:
+    """How many times larger than its smallest the simulated world is drawn; ValueError for sizes that it does not make.
+
+    >>> world_scale(Data(height=64, width=64))
+    2
+    """
     if d.height != d.width or d.height % physworld.SIZE or d.frames != physworld.FRAMES:
         raise ValueError(
-            f"expected {physworld.FRAMES} square frames of {physworld.SIZE}, {2 * physworld.SIZE}, ... px from the "
-            f"world, got {d.frames} of {d.height} x {d.width}"
+            f"expected {physworld.FRAMES} square frames of {physworld.SIZE}, {2 * physworld.SIZE}, ... px of the "
+            f"world, got {d.frames} of {d.height} x {d.width}; set data.frames, data.height and data.width"
         )
-    return _simulated(recipe, store), d.clips
+    return d.height // physworld.SIZE
+
+
+def _world(recipe: Recipe, store: _Store) -> tuple[Iterator[Clip], int]:
+    """Clips of the simulated world; only those that the cache lacks are simulated, some at a time."""
+    world_scale(recipe.data)
+    return _simulated(recipe, store), recipe.data.clips
 
 
 def _simulated(recipe: Recipe, store: _Store) -> Iterator[Clip]:
     d, code = recipe.data, _world_code()
-    scale = d.height // physworld.SIZE
+    scale = world_scale(d)
     each, rest = divmod(d.clips, len(MECHANISMS))
     for index, mechanism in enumerate(MECHANISMS):
         for seeds in _parts(range(each + (index < rest)), CHUNK):
@@ -230,11 +260,16 @@ def _never() -> np.ndarray:
     raise AssertionError("a clip that is in the cache has no need of its pixels")
 
 
-def _folder(recipe: Recipe, skipped: list[Skipped]) -> tuple[list[Clip], int]:
+def _folder(recipe: Recipe, skipped: list[Skipped], notes: list[Skipped]) -> tuple[list[Clip], int]:
     """Clips of a folder or of a list of records."""
     d = recipe.data
     spec = video.ClipSpec(frames=d.frames, fps=d.fps, height=d.height, width=d.width)
-    records, left_out = read_records(d.source, root=d.root)
+    try:
+        records, left_out = read_records(d.source, root=d.root)
+    except ValueError as error:
+        if "there is no file" not in str(error):
+            raise
+        raise ValueError(f"{error}; set data.root to the folder that the paths are relative to") from None
     skipped += left_out
     clips = []
     for record in records:
@@ -242,9 +277,9 @@ def _folder(recipe: Recipe, skipped: list[Skipped]) -> tuple[list[Clip], int]:
             labels = labels_of(record, recipe)
         except ValueError as error:
             raise ValueError(
-                f"{record.id}: {error}; correct it, or list and drop it with data.on_unknown=list"
+                f"{record.id}: {error} (correct it, or list and drop it with data.on_unknown=list)"
             ) from None
-        skipped += [Skipped(record.id, f"category {name!r} is unknown and was dropped") for name in labels.unknown]
+        notes += [Skipped(record.id, f"category {name!r} is unknown and was dropped") for name in labels.unknown]
         with record.path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         clips.append(Clip(record.id, content, record.caption, labels, partial(_frames, record.path, spec)))
@@ -252,7 +287,12 @@ def _folder(recipe: Recipe, skipped: list[Skipped]) -> tuple[list[Clip], int]:
 
 
 def _frames(path: Path, spec: video.ClipSpec) -> UInt8[np.ndarray, "t h w 3"]:
-    return video.clip(video.read(path), spec).frames
+    try:
+        return video.load(path, spec).frames
+    except video.VideoError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{error}, or set data.frames, or data.fps to at most the file's own rate") from None
 
 
 def _vector(name: str, labels: Labels, recipe: Recipe) -> Tensor:

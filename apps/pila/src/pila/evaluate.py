@@ -16,6 +16,7 @@ import physworld
 from backbones import WanBackbone
 from physworld import MECHANISMS, metrics
 from pila.adapter import PilaAdapter
+from pila.data import world_scale
 from pila.generate import sample_pair, to_bytes
 from trainers import show
 
@@ -23,6 +24,8 @@ __all__ = ["Difference", "Evaluation", "bootstrap", "evaluate"]
 
 BATCH = 16
 RESAMPLES = 2000
+MOST_CLIPS = 1_000_000
+"""Seeds of one mechanism's noise; with another `seed` no clip meets the same noise again."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def evaluate(
 ) -> Evaluation:
     """Measure `clips` captions a mechanism with and without the adapter."""
     thresholds = thresholds or metrics.Thresholds.load()
-    scale = adapter.recipe.data.height // physworld.SIZE
+    scale = world_scale(adapter.recipe.data)
     name = adapter.recipe.adapter
     passed: dict[str, dict[str, np.ndarray]] = {}
     scored: dict[str, dict[str, np.ndarray]] = {}
@@ -78,7 +81,7 @@ def evaluate(
         videos: dict[str, list[np.ndarray]] = {"base": [], name: []}
         for start in range(0, clips, BATCH):
             part = captions[start : start + BATCH]
-            first = seed + 100_000 * MECHANISMS.index(mechanism) + start
+            first = MOST_CLIPS * (len(MECHANISMS) * seed + MECHANISMS.index(mechanism)) + start
             base, corrected = sample_pair(backbone, adapter, part, range(first, first + len(part)))
             assert base is not None
             videos["base"] += [to_bytes(film) for film in base]

@@ -1,13 +1,12 @@
 """Videos from prompts, with PILA and without it, through the stock pipeline.
 
-Beside each mp4 lies a json with all that made it: prompt, seed, labels, routing weights at every noise level, recipe,
-versions. A comparison uses one noise for both sides. A tiny video is enlarged by pixel copies so that a player shows
-it.
+Beside each mp4 lies a json with all that made it: prompt, seed, labels, routing weights at every noise level, bundle,
+recipe, versions. A comparison uses one noise for both sides and names them. A tiny video is enlarged by pixel copies so
+that a player shows it.
 """
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -24,36 +23,36 @@ from backbones import WanBackbone, attach, bundle
 from physexperts import MECHANISMS
 from pila.adapter import Anatomy, PilaAdapter
 from pila.bundles import PILA
-from pila.config import Recipe
-from trainers import dump_config, load_config, video
+from pila.config import Recipe, override
+from trainers import video
 
-__all__ = ["Journal", "generate", "load_adapter", "recipe_of", "sample_pair", "to_bytes"]
+__all__ = ["Journal", "generate", "load_adapter", "named", "recipe_of", "sample_pair", "to_bytes"]
 
 VISIBLE = 256
 """Smallest side of a written video in pixels (our choice)."""
+VERSIONS = ("pila", "physbackbones", "physfields", "physexperts", "phystrainers", "torch", "diffusers", "transformers")
 
 
 @dataclass
 class Journal:
-    """What an adapter did while a video was sampled: routing weights by noise level, and the last anatomy."""
+    """What an adapter did while a video was sampled: routing weights by noise level, and the last anatomy.
+
+    Where both branches of guidance are corrected (`per_branch`) it keeps the conditional one, which comes first.
+    """
 
     routing: list[tuple[float, list[list[float]]]] = field(default_factory=list)
     last: Anatomy | None = None
 
     def __call__(self, sigma: float, anatomy: Anatomy) -> None:
+        if self.routing and self.routing[-1][0] == round(sigma, 6):
+            return
         self.routing.append((round(sigma, 6), _rounded(anatomy.routing.dense())))
         self.last = anatomy
 
 
 def recipe_of(folder: Path | None, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe that a bundle (none: the shipped one) was trained with, with overrides such as `routing.k=2`."""
-    config = _read(folder).meta["config"]
-    if not overrides:
-        return Recipe.model_validate(config)
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / "bundle.yaml"
-        dump_config(Recipe.model_validate(config), path)
-        return load_config(Recipe, path, list(overrides))
+    return override(Recipe.model_validate(_read(folder).meta["config"]), overrides)
 
 
 def load_adapter(folder: Path | None, backbone: WanBackbone, *, recipe: Recipe | None = None) -> PilaAdapter:
@@ -72,6 +71,14 @@ def _read(folder: Path | None) -> bundle.Bundle:
     folder = PILA if folder is None else Path(folder)
     if folder == PILA and not (folder / "bundle.json").exists():
         raise ValueError(f"no bundle is shipped in {folder} yet; train one with `pila train` and pass --bundle DIR")
+    if not (folder / "bundle.json").exists():
+        inside = folder / "bundle"
+        hint = (
+            f"did you mean --bundle {inside}?"
+            if (inside / "bundle.json").exists()
+            else "`pila train --out RUN` writes one into RUN/bundle, `pila export RUN --out DIR` into DIR"
+        )
+        raise ValueError(f"expected a bundle folder (bundle.json, bundle.safetensors), got {folder}; {hint}")
     trained = bundle.load(folder)
     if trained.kind != PilaAdapter.kind:
         raise ValueError(f"expected a bundle of kind {PilaAdapter.kind!r}, got {trained.kind!r} in {folder}")
@@ -121,35 +128,49 @@ def generate(
     fields: bool = False,
 ) -> list[Path]:
     """Write `out` (mp4) and its json; with `compare` the base stands to the left; with `fields` pictures of bank and
-    experts.
+    experts at the last corrected noise level.
+
+    ValueError for an `out` that is a folder or names another format.
     """
+    out = named(out)
     journal = Journal()
     base, corrected = sample_pair(backbone, adapter, [prompt], [seed], base=compare, watch=journal)
-    out = out.with_suffix(".mp4")
-    frames = to_bytes(corrected[0])
+    film, shown = to_bytes(corrected[0]), [adapter.recipe.adapter]
+    frames, scale = film, max(1, -(-VISIBLE // film.shape[1]))
     if base is not None:
-        frames = _side_by_side(to_bytes(base[0]), frames)
-    scale = max(1, -(-VISIBLE // frames.shape[1]))
+        from pila import pictures
+
+        shown = ["base", *shown]
+        frames, scale = pictures.beside([to_bytes(base[0]), film], shown, scale=scale), 1
     written = [video.write(out, frames, backbone.spec.time.fps, scale=scale)]
     about = {
         "prompt": prompt,
         "seed": seed,
-        "shows": ["base", adapter.recipe.adapter] if compare else [adapter.recipe.adapter],
+        "shows": shown,  # from left to right
         "labels": _names(adapter),
         "routing": [
             {"sigma": sigma, "weights": dict(zip(MECHANISMS, weights[0], strict=True))}
             for sigma, weights in journal.routing
         ],
         "backbone": {"id": backbone.id, "digest": backbone.digest},
+        "bundle": adapter.origin,
         "config": adapter.recipe.model_dump(mode="json"),
-        "versions": {name: version(name) for name in ("pila", "physbackbones", "torch", "diffusers")},
+        "versions": {name: version(name) for name in VERSIONS},
     }
     written.append(_write_text(out.with_suffix(".json"), json.dumps(about, indent=1) + "\n"))
     if fields and journal.last is not None:
         from pila import pictures
 
-        written += pictures.draw(journal.last, adapter, out)
+        level = f"noise level {journal.routing[-1][0]:.3f} (the last that was corrected)"
+        written += pictures.draw(journal.last, adapter, film, out, about=f"“{prompt}”, seed {seed}, {level}")
     return written
+
+
+def named(out: Path) -> Path:
+    """The mp4 that `out` asks for: the suffix may be left out; ValueError for a folder or another format."""
+    if out.is_dir() or out.suffix not in ("", ".mp4"):
+        raise ValueError(f"expected the name of an mp4 to write, such as {out.with_suffix('')}.mp4, got {out}")
+    return out.with_suffix(".mp4")
 
 
 def to_bytes(film: Float[Tensor, "3 t h w"]) -> UInt8[np.ndarray, "t h w 3"]:
@@ -177,11 +198,6 @@ def _sigma_range(backbone: WanBackbone, adapter: PilaAdapter) -> tuple[float, fl
 def _names(adapter: PilaAdapter) -> list[str]:
     assert adapter.labels is not None
     return [m for m, present in zip(MECHANISMS, adapter.labels[0].tolist(), strict=True) if present]
-
-
-def _side_by_side(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    gap = np.full((*left.shape[:2], 2, 3), 255, np.uint8)
-    return np.concatenate([left, gap, right], 2)
 
 
 def _rounded(weights: Tensor) -> list[list[float]]:

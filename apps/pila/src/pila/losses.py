@@ -70,7 +70,9 @@ def recover(
     phase: str,
     recipe: Recipe,
 ) -> dict[str, Float[Tensor, ""]]:
-    """L_B: the equations of every field that `phase` has reached, each averaged over the clips that it concerns."""
+    """L_B: the equations of every field that `phase` has reached, each over the clips that it concerns and divided by
+    the size of the batch: a rare mechanism does not shout.
+    """
     mask = _recovery_mask(recovered, x0, labels, grid, recipe)
     wanted = [key for name in list(PHASES)[: list(PHASES).index(phase) + 1] for key in RECOVERY[name]]
     fields = _complete(recovered.fields)

@@ -23,9 +23,9 @@ from backbones import Text, WanBackbone, bundle
 from pila import losses
 from pila.adapter import PilaAdapter
 from pila.config import Recipe
-from trainers import FitResult, Length, MapStyle, Progress, Ramp, Stage, dump_config, fit
+from trainers import FitResult, InMemory, Length, MapStyle, Progress, Ramp, Stage, checkpoint, dump_config, fit
 
-__all__ = ["Trainer", "shift_of", "stages", "train"]
+__all__ = ["Trainer", "fresh", "ready", "save_bundle", "shift_of", "stages", "train"]
 
 Batch = Mapping[str, Any]
 
@@ -197,12 +197,7 @@ def train(
     adapter = fresh(recipe, backbone)
     plan = stages(recipe, adapter, backbone, data)
     if only is not None:
-        last = max((i for i, s in enumerate(plan) if s.name.startswith(only)), default=None)
-        if last is None:
-            raise ValueError(
-                f"expected a stage out of {[s.name for s in plan]} (or how their names begin), got {only!r}"
-            )
-        plan = plan[: last + 1]
+        plan = _until(plan, only)
     if not (out / "recipe.yaml").exists():
         dump_config(recipe, out / "recipe.yaml")
     with backbone.frozen():
@@ -212,6 +207,15 @@ def train(
     dump_config(recipe, out / "recipe.yaml")  # what a resumed run was finished with
     save_bundle(adapter, backbone, out / "bundle", history=result.history)
     return adapter, result
+
+
+def ready(recipe: Recipe, backbone: WanBackbone, out: Path, *, resume: bool, only: str | None) -> None:
+    """Refuse what `train` would refuse, before hours go into the cache: an unknown stage, a folder with a run."""
+    plan = stages(recipe, fresh(recipe, backbone), backbone, InMemory({"latent": [0]}))
+    if only is not None:
+        _until(plan, only)
+    if not resume and (found := checkpoint.latest(out / "checkpoints")) is not None:
+        raise ValueError(f"{out} already holds a run ({found.name}): resume it with --resume, or choose another --out")
 
 
 def fresh(recipe: Recipe, backbone: WanBackbone) -> PilaAdapter:
@@ -242,6 +246,13 @@ def shift_of(backbone: WanBackbone) -> float:
         if config.get(name) is not None:
             return float(config[name])
     return 1.0
+
+
+def _until(plan: list[Stage], only: str) -> list[Stage]:
+    last = max((i for i, s in enumerate(plan) if s.name.startswith(only)), default=None)
+    if last is None:
+        raise ValueError(f"expected a stage out of {[s.name for s in plan]} (or how their names begin), got {only!r}")
+    return plan[: last + 1]
 
 
 def _with_weights(adapter: PilaAdapter, factors: dict[str, float]) -> dict[str, float]:
