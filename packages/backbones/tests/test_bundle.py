@@ -142,7 +142,7 @@ def test_tensors_of_no_group_are_refused(saved, name):
     (saved / "bundle.safetensors").write_bytes(content)
     meta = json.loads((saved / "bundle.json").read_text()) | {"sha256": sha256(content).hexdigest()}
     (saved / "bundle.json").write_text(json.dumps(meta))
-    with pytest.raises(ValueError, match=f"groups offset, router .*{name}"):
+    with pytest.raises(ValueError, match=f"{name}.*groups offset, router"):
         bundle.load(saved)
 
 
