@@ -156,6 +156,50 @@ def test_a_longer_stage_after_its_average_was_applied_is_warned_about(tmp_path):
         fit([toy.stage(parts, steps=8, ema=EMA(0.9, apply=True))], parts, out=tmp_path, resume=True, quiet=True)
 
 
+def test_a_finished_run_that_is_given_another_stage_goes_on_as_if_it_always_had_it(tmp_path, whole):
+    parts = toy.groups()
+    fit(stages(parts)[:1], parts, out=tmp_path, seed=3, save_every=2, quiet=True)
+    parts = toy.groups()
+    result = fit(stages(parts), parts, out=tmp_path, seed=3, save_every=2, resume=True, quiet=True)
+    assert toy.equal(toy.state(parts), whole[1])
+    assert toy.equal(files(tmp_path), files(whole[0]))
+    assert [record.name for record in result.history] == ["a", "b"]
+
+
+def test_a_run_that_loses_the_stage_under_way_is_refused_and_one_that_loses_a_later_one_ends_there(tmp_path):
+    parts = interrupted(tmp_path)
+    with pytest.raises(ValueError, match=r"stages\.1: 'b' -> None"):
+        fit(stages(parts)[:1], parts, out=tmp_path, resume=True, quiet=True)
+    out = tmp_path / "earlier"
+    parts = toy.groups()
+    with pytest.raises(Killed):
+        fit(stages(parts, die_at(3, raise_killed)), parts, out=out, save_every=2, quiet=True)
+    parts = toy.groups()
+    result = fit(stages(parts)[:1], parts, out=out, save_every=2, resume=True, quiet=True)
+    assert (result.global_step, [record.name for record in result.history]) == (FIRST, ["a"])
+
+
+def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint_to_go_on_from(tmp_path, whole, monkeypatch):
+    stock, written = checkpoint.save_file, []
+
+    def save_file(tensors, path):
+        written.append(path)
+        if len(written) == 8:  # the third checkpoint's second file
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        stock(tensors, path)
+
+    parts = toy.groups()
+    monkeypatch.setattr(checkpoint, "save_file", save_file)
+    with pytest.raises(OSError, match="No space"):
+        fit(stages(parts), parts, out=tmp_path, seed=3, save_every=2, quiet=True)
+    assert checkpoint.latest(tmp_path / "checkpoints").name == "step-00000004"
+    parts = toy.groups()
+    fit(stages(parts), parts, out=tmp_path, seed=3, save_every=2, resume=True, quiet=True)
+    assert toy.equal(toy.state(parts), whole[1])
+    assert not list((tmp_path / "checkpoints").glob(".writing*"))
+
+
 def test_a_folder_that_holds_a_run_is_not_trained_over(tmp_path):
     parts = toy.groups()
     fit(stages(parts), parts, out=tmp_path, quiet=True)
