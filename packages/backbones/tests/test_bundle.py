@@ -111,6 +111,23 @@ def test_other_weights_of_the_same_architecture_draw_a_warning(saved, vae, backb
         bundle.check(bundle.load(saved), other)
 
 
+@pytest.mark.parametrize("part", ["encoder", "vocabulary"])
+def test_another_text_encoder_or_vocabulary_behind_the_same_model_draws_a_warning(tmp_path, vae, part):
+    made = WanBackbone(tiny.pipeline(["a", "red", "ball"], vae=vae, layers=1, seed=1))
+    other = WanBackbone(tiny.pipeline(["a", "red", "ball"][:: -1 if part == "vocabulary" else 1], vae=vae, layers=1,
+                                      seed=1))  # fmt: skip
+    if part == "encoder":
+        next(other.pipe.text_encoder.parameters()).data.neg_()
+    assert other.digest == made.digest
+    folder = bundle.save(tmp_path, kind="offset", groups={}, backbone=made, config={})
+    bundle.check(bundle.load(folder), made)
+    with pytest.warns(UserWarning, match="another text encoder"):
+        bundle.check(bundle.load(folder), other)
+    old = bundle.load(folder)
+    del old.meta["backbone"]["text_digest"]  # bundles of before
+    bundle.check(old, other)
+
+
 def test_an_unknown_kind_is_answered_with_the_install_line(backbone, tmp_path):
     folder = bundle.save(tmp_path, kind="pilates", groups={}, backbone=backbone, config={})
     with pytest.raises(ValueError, match="uv pip install pilates"):

@@ -74,6 +74,7 @@ def save(
             "config_hash": backbone.config_hash,
             "latent_hash": backbone.latent_hash,
             "backbone_digest": backbone.digest,
+            "text_digest": getattr(backbone, "text_digest", ""),
             "spec": backbone.spec.to_dict(),
         },
         "config": dict(config),
@@ -134,6 +135,14 @@ def check(bundle: Bundle, backbone: Backbone) -> None:
         warnings.warn(
             f"this {bundle.kind} bundle was trained on other weights ({made['id']}, {made['backbone_digest']})"
             f" than those of {backbone.id} ({backbone.digest}): it fits, but what was measured does not carry over.",
+            stacklevel=2,
+        )
+        return
+    made_text, text = made.get("text_digest"), getattr(backbone, "text_digest", "")
+    if made_text and text and made_text != text:
+        warnings.warn(
+            f"this {bundle.kind} bundle was trained with another text encoder or vocabulary ({made_text}) than that of"
+            f" {backbone.id} ({text}): if it reads text features, they mean something else to it.",
             stacklevel=2,
         )
 

@@ -88,13 +88,14 @@ class WanBackbone:
     @property
     def digest(self) -> str:
         """Name the weights: SHA-256 over the parameters of the transformers (adapters left out) and of the VAE."""
-        sha = hashlib.sha256()
-        for module in (*self.transformers, self.pipe.vae):
-            for name, value in sorted(module.state_dict().items()):
-                if not name.startswith("phys_adapters."):
-                    sha.update(name.encode())
-                    sha.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return sha.hexdigest()[:16]
+        return _digest(*self.transformers, self.pipe.vae)
+
+    @property
+    def text_digest(self) -> str:
+        """Name what makes the text features: vocabulary and weights of the text encoder ("" when it was unloaded)."""
+        if self.pipe.text_encoder is None:
+            return ""
+        return fingerprint([self.pipe.tokenizer.get_vocab(), _digest(self.pipe.text_encoder)])
 
     def encode(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b c tl hl wl"]:
         """Give normalised latents of a video in [-1, 1]; ValueError for another range or a wrong frame count."""
@@ -206,6 +207,16 @@ class WanBackbone:
     def _normalisation(self, like: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = self.spec.latent.mean, self.spec.latent.std
         return like.new_tensor(mean).view(1, -1, 1, 1, 1), like.new_tensor(std).view(1, -1, 1, 1, 1)
+
+
+def _digest(*modules: nn.Module) -> str:
+    sha = hashlib.sha256()
+    for module in modules:
+        for name, value in sorted(module.state_dict().items()):
+            if not name.startswith("phys_adapters."):
+                sha.update(name.encode())
+                sha.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()[:16]
 
 
 def describe(folder: Path) -> dict[str, Any]:
