@@ -7,9 +7,10 @@ import torch
 
 import physfields as pf
 from physfields import exact
-from physfields.residuals import COMPONENTS, evaluate
+from physfields.residuals import COMPONENTS, TABLE, evaluate
 
 D = torch.float64
+KEYS = [term.key for term in TABLE]
 UNEVEN = pf.Grid.from_latent_times([0.0, 0.625, 1.625, 2.625, 3.625])
 
 
