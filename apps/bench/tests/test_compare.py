@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bench.compare import by_mechanism, expected_by_chance, paired
+from bench.compare import LEAST, by_mechanism, expected_by_chance, paired, share_margin
 
 
 def draws(seed: int, n: int, shift: float) -> tuple[list[float], list[float]]:
@@ -30,7 +30,8 @@ def test_pairing_cancels_the_difficulty_that_both_systems_share():
 
 
 def test_a_system_does_not_differ_from_itself():
-    difference = paired("a", "a", [[0.1, 0.7, 0.3]], [[0.1, 0.7, 0.3]])
+    values = [0.1, 0.7, 0.3, 0.2, 0.9, 0.4, 0.0, 1.0]
+    difference = paired("a", "a", [values], [values])
     assert (difference.mean, difference.low, difference.high) == (0.0, 0.0, 0.0)
     assert not difference.clear
 
@@ -46,6 +47,23 @@ def test_every_mechanism_weighs_the_same_in_the_total():
     compared = by_mechanism("a", "b", {"x": [1.0, 1.0], "y": [0.0]}, {"x": [0.0, 0.0], "y": [0.0]})
     assert compared["all"].mean == pytest.approx(0.5)
     assert compared["all"].n == 3
+
+
+def test_too_few_clips_have_no_interval_even_when_they_agree():
+    few = paired("a", "b", [[1.0] * (LEAST - 1)], [[0.0] * (LEAST - 1)])
+    assert few.mean == 1.0
+    assert np.isnan([few.low, few.high]).all()
+    assert not few.clear
+    assert paired("a", "b", [[1.0] * LEAST], [[0.0] * LEAST]).clear
+    assert not paired("a", "b", [[1.0] * 40, [1.0]], [[0.0] * 40, [0.0]]).clear  # the smallest stratum decides
+
+
+def test_the_margin_of_a_share_is_half_its_wilson_interval():
+    n, z = 16, 1.959964
+    centre, half = 0.5, z / (1 + z * z / n) * (0.25 / n + z * z / (4 * n * n)) ** 0.5  # Wilson (1927) at p = 1/2
+    assert share_margin(n) == pytest.approx(half, abs=1e-6)
+    assert centre - share_margin(4) > 0
+    assert share_margin(128) < share_margin(16)
 
 
 def test_clips_that_do_not_pair_are_refused():

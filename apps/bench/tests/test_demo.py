@@ -3,13 +3,18 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
-from bench import demo, live, report
-from bench.generate import Order, System, carry_out, noise_seeds
+from bench import demo, live, plots, report
+from bench.cli import app
+from bench.compare import by_mechanism
+from bench.generate import Order, Setting, System, carry_out, noise_seeds
+from bench.measure import Scored
 
 
 class Tags(HTMLParser):
@@ -68,6 +73,84 @@ def test_systems_share_prompts_and_noise_and_an_adapter_moves_the_clip(result, b
     assert not np.array_equal(result.videos["thermal"]["nudge"], result.videos["thermal"]["base"])
     seeds = [seed for m in result.scored for seed in noise_seeds(setting, m)]
     assert len(set(seeds)) == len(seeds)
+
+
+def eight(result, shift: float = 0.2):
+    """The same result as if there were eight clips a mechanism, the adapter ahead by `shift`."""
+    setting = replace(result.setting, clips=8)
+    scored = {
+        m: {s: Scored(v.passes * 8, v.scores * 8, v.measures * 8) for s, v in by.items()}
+        for m, by in result.scored.items()
+    }
+    rng = np.random.default_rng(0)
+    b = {m: list(rng.random(8)) for m in scored}
+    a = {m: [x + shift for x in values] for m, values in b.items()}
+    videos = {m: {s: v.repeat(8, 0) for s, v in by.items()} for m, by in result.videos.items()}
+    compared = (by_mechanism("nudge", "base", a, b),)
+    return replace(result, setting=setting, scored=scored, videos=videos, comparisons=compared)
+
+
+def test_the_report_gives_no_interval_and_no_verdict_for_a_clip_or_two(result):
+    few, enough = report.render(result), report.render(eight(result))
+    assert "too few for an interval" in few
+    assert 'class="interval"' not in few
+    assert "nudge scores" not in few
+    assert "nudge scores higher than base on these 16 paired clips" in enough
+    assert 'class="interval"' in enough
+    assert "too few" not in enough
+
+
+def test_the_report_says_how_many_clips_a_figure_rests_on(result):
+    page = report.render(eight(result))
+    assert "Each cell: n = 8" in page
+    assert "n = 8 a mechanism, 16 in “all”" in page
+
+
+def test_a_control_that_passes_where_it_should_fail_is_named(result):
+    assert "In this run none passes elsewhere" in report.render(result)
+    passing = Scored((1.0,), (1.0,), result.scored["thermal"]["reversed"].measures)
+    for mechanism, named in (("thermal", True), ("rigid_body", False)):  # flight runs backwards just as well
+        scored = {**result.scored, mechanism: {**result.scored[mechanism], "reversed": passing}}
+        changed = replace(result, scored=scored)
+        assert report.blind(changed) == ([f"{mechanism}, reversed: 1 of 1"] if named else [])
+        assert ("controls pass where they should fail" in report.render(changed)) == named
+
+
+def test_equal_size_and_steps_are_claimed_only_where_the_bundles_have_them(result):
+    def about(steps: int) -> dict:
+        return {"kind": "x", "parameters": 10, "stages": [{"name": "s", "steps": steps}]}
+
+    same = replace(result, bundles={"base": {"kind": "frozen"}, "plain": about(60), "PILA": about(60)})
+    other = replace(result, bundles={"base": {"kind": "frozen"}, "plain": about(60), "PILA": about(90)})
+    assert "plain has the same size as PILA and as many training steps" in report.render(same)
+    assert "do not have equal size and steps" in report.render(other)
+    assert report.control_of(result) == ""
+
+
+def test_a_missing_bundle_or_backbone_stops_before_anything_is_trained(backbone, nudge, tmp_path, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("training was started")
+
+    monkeypatch.setattr(live, "run", never)
+    setting = Setting(str(backbone), clips=1, split="test", seed=0, steps=2, guidance=1.5)
+    with pytest.raises(ValueError, match="lost cannot be compared: expected a bundle folder"):
+        demo.run(setting, (System("base"), System("lost", tmp_path / "lost")), workers=1)
+    with pytest.raises(ValueError, match="/no/such/backbone"):
+        demo.run(replace(setting, backbone="/no/such/backbone"), (System("base"),), workers=1)
+
+
+def test_an_error_is_one_line_on_stderr_with_its_brackets(monkeypatch):
+    def broken():
+        raise ValueError("expected [a, b], got [/c]")
+
+    monkeypatch.setattr(demo, "shipped_systems", broken)
+    answer = CliRunner().invoke(app, ["demo", "--clips", "1"])
+    assert (answer.exit_code, answer.stdout) == (1, "")
+    assert answer.stderr == "error: expected [a, b], got [/c]\n"
+
+
+def test_the_stages_of_a_training_all_look_different():
+    assert len({plots.look(i) for i in range(len(plots.COLOURS) * len(plots.MARKERS))}) == 36
 
 
 def test_a_pair_is_named_with_the_last_system_first():

@@ -12,6 +12,7 @@ from rich.console import Console
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console() if sys.stdout.isatty() else Console(width=118)  # a pipe has no width: do not wrap tables
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # both are read when transformers is first imported
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -24,9 +25,9 @@ def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except ValueError as error:
-            console.print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
-            raise typer.Exit(2) from error
+        except (ValueError, OSError) as error:
+            errors.print(f"error: {error}", style="bold red", markup=False)
+            raise typer.Exit(1) from None
 
     return run
 
@@ -65,6 +66,9 @@ def demo(
     save_picture(result, out / "overview.png")
     for table in tables(result):
         console.print(table)
+    console.print(
+        "real, VAE: what can be reached; static, reversed, shuffled: controls that should fail (see the report)"
+    )
     console.print(f"demo, not a claim. Open [bold]{report}[/] in a browser.")
 
 

@@ -4,25 +4,29 @@ A clip's difficulty (its caption, its noise) is shared by both systems and cance
 mechanism say something at all. The interval is the percentile bootstrap over clips; over several mechanisms it is
 stratified, each mechanism resampled on its own, so that the mix of mechanisms stays fixed.
 
-What surprises: with n = 16 the percentile interval is a little too narrow (nominal 95 % covers about 92 %), and of many
-intervals some exclude zero by chance: `expected_by_chance` says how many.
+What surprises: with n = 16 the percentile interval is a little too narrow (nominal 95 % covers about 92 %), with fewer
+than `LEAST` clips in a stratum it says nothing (two clips that agree have an interval of no width) and is NaN; and of
+many intervals some exclude zero by chance: `expected_by_chance` says how many.
 
 References: An Introduction to the Bootstrap (Efron and Tibshirani, 1993), chapters 8 and 13.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Float
 
 RESAMPLES = 4000
 LEVEL = 0.95
+LEAST = 8
+"""Clips a stratum below which no interval is given (our choice)."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of `a - b` over pairs with its bootstrap interval; `n` pairs."""
+    """Mean of `a - b` over `n` pairs with its bootstrap interval, NaN where there are too few clips for one."""
 
     a: str
     b: str
@@ -33,7 +37,7 @@ class Difference:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval excludes zero."""
+        """Whether there is an interval and it excludes zero."""
         return self.low > 0 or self.high < 0
 
 
@@ -62,7 +66,7 @@ def paired(
     rng = np.random.default_rng(seed)
     # Every stratum weighs the same, as the mean over mechanisms does.
     means = np.mean([_resampled_means(values, rng, resamples) for values in strata], axis=0)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2]) if min(sizes[0]) >= LEAST else (np.nan, np.nan)
     return Difference(
         a=a,
         b=b,
@@ -84,6 +88,16 @@ def by_mechanism(
     """Compare within each mechanism, and over all of them under the name `all`."""
     compared = {m: paired(a, b, [values_a[m]], [values_b[m]], seed=seed) for m in values_a}
     return compared | {"all": paired(a, b, list(values_a.values()), [values_b[m] for m in values_a], seed=seed)}
+
+
+def share_margin(n: int, level: float = LEVEL) -> float:
+    """Half the width of the Wilson interval of a share of one half in `n` clips: how coarse a pass share is at most.
+
+    >>> round(share_margin(16), 2)
+    0.22
+    """
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    return 0.5 * z / (n + z * z) ** 0.5
 
 
 def expected_by_chance(intervals: int, level: float = LEVEL) -> float:

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from bench import live
-from bench.compare import Difference, by_mechanism
+from bench.compare import LEAST, Difference, by_mechanism
 from bench.generate import Made, Order, Setting, System, carry_out_all
 from bench.measure import REFERENCES, Scored
 from physworld import MECHANISMS
@@ -42,6 +42,7 @@ class Result:
     videos: dict[str, dict[str, np.ndarray]]
     live: live.LiveRun | None
     bundles: dict[str, dict[str, Any]]
+    backbone: dict[str, Any]
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -59,6 +60,7 @@ class Result:
             "what": "demo, not a claim",
             "setting": asdict(self.setting),
             "systems": self.systems,
+            "backbone": self.backbone,
             "bundles": self.bundles,
             "pass_share": {m: {s: v.pass_share for s, v in by.items()} for m, by in self.scored.items()},
             "score": {m: {s: v.score for s, v in by.items()} for m, by in self.scored.items()},
@@ -99,8 +101,12 @@ def run(
     train_live: bool = True,
     console: Console | None = None,
 ) -> Result:
-    """Train a few live steps, generate and measure every system, compare them clip by clip."""
+    """Train a few live steps, generate and measure every system, compare them clip by clip.
+
+    ValueError before anything is trained or generated when backbone or bundles are missing or do not fit.
+    """
     console = console or Console(stderr=True)
+    backbone = _fitting(setting, systems)
     seconds: dict[str, float] = {}
     began = time.monotonic()
     trained = _train_live(setting, console) if train_live else None
@@ -111,7 +117,7 @@ def run(
     with _bar(console, "generate and measure", sum(order.clips for order in orders)) as advance:
         made = carry_out_all(orders, workers=workers, done=lambda order: advance(order.clips))
     seconds["generation and measurement"] = time.monotonic() - began
-    return assemble(setting, systems, mechanisms, made, trained, seconds)
+    return assemble(setting, systems, mechanisms, made, trained, backbone, seconds)
 
 
 def assemble(
@@ -120,6 +126,7 @@ def assemble(
     mechanisms: Sequence[str],
     made: Sequence[Made],
     trained: live.LiveRun | None,
+    backbone: dict[str, Any],
     seconds: dict[str, float],
 ) -> Result:
     """Put the pieces together and compare the systems."""
@@ -144,6 +151,7 @@ def assemble(
         videos={m: {s: by_source[m, s].videos for s in (*names, "real")} for m in mechanisms},
         live=trained,
         bundles={system.name: _about(system) for system in systems},
+        backbone=backbone,
         seconds=seconds,
     )
 
@@ -156,7 +164,11 @@ def tables(result: Result) -> list[Table]:
         shares.add_row(mechanism, *(f"{by_source[s].pass_share:.2f}" for s in result.sources))
     shares.add_row("mean", *(f"{result.mean(s, 'pass_share'):.2f}" for s in result.sources), style="bold")
     shares.add_row("mean score", *(f"{result.mean(s, 'score'):.2f}" for s in result.sources), style="dim")
-    differences = Table(Column("mechanism", no_wrap=True), title="paired difference in score, 95 % bootstrap interval")
+    differences = Table(
+        Column("mechanism", no_wrap=True),
+        title="paired difference in score, 95 % bootstrap interval",
+        caption=f"* excludes zero; no interval below {LEAST} clips a mechanism",
+    )
     for compared in result.comparisons:
         first = next(iter(compared.values()))
         differences.add_column(f"{first.a} - {first.b}")
@@ -209,6 +221,22 @@ def _bar(console: Console, name: str, total: int, note: str = "") -> Iterator[An
         yield lambda amount, text="": progress.update(task, advance=amount, note=text)
 
 
+def _fitting(setting: Setting, systems: Sequence[System]) -> dict[str, Any]:
+    """Load the backbone and hold every bundle against it; say what the backbone is."""
+    import backbones
+    from backbones import bundle
+
+    backbone = backbones.load(setting.backbone)
+    for system in systems:
+        if system.bundle is not None:
+            try:
+                bundle.check(bundle.load(system.bundle), backbone)
+            except ValueError as error:
+                raise ValueError(f"{system.name} cannot be compared: {error}") from None
+    parameters = sum(p.numel() for p in backbone.transformer.parameters())
+    return {"id": backbone.id, "digest": backbone.digest, "parameters": parameters}
+
+
 def _about(system: System) -> dict[str, Any]:
     if system.bundle is None:
         return {"kind": "frozen backbone"}
@@ -220,6 +248,8 @@ def _about(system: System) -> dict[str, Any]:
 
 
 def _interval(difference: Difference) -> str:
+    if np.isnan(difference.low):
+        return f"{difference.mean:+.3f}"
     text = f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
     return f"{text} *" if difference.clear else text
 

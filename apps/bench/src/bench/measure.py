@@ -21,6 +21,12 @@ Videos = UInt8[np.ndarray, "n t h w 3"]
 REFERENCES = ("real", "VAE", "static", "reversed", "shuffled")
 
 
+MAY_RUN_BACKWARDS = ("rigid_body", "elastic", "collision", "optical")
+"""Mechanisms whose law holds with time turned round as well (collisions that bounce)."""
+BLIND = 0.10
+"""Share of a control's clips that may pass before its gate counts as blind."""
+
+
 @dataclass(frozen=True)
 class Scored:
     """The figures of one source's clips of one mechanism: gated passes (0 or 1), continuous scores, all measures."""

@@ -47,6 +47,15 @@ def label(name: str) -> str:
     return name.replace("_", " ")
 
 
+def look(index: int) -> tuple[str, str]:
+    """Give colour and marker of the n-th line; the first 36 all differ.
+
+    >>> look(0) == look(6), look(0)[0] == look(6)[0]
+    (False, True)
+    """
+    return COLOURS[index % len(COLOURS)], MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
+
+
 def score_plot(scores: Mapping[str, Mapping[str, float]], systems: Sequence[str]) -> str:
     """Draw the systems' scores by mechanism, between the shuffled control and the autoencoder's floor."""
     with _figure("scores", (7.6, 0.42 * len(scores) + 1.1)) as (figure, axes):
@@ -76,7 +85,8 @@ def difference_plot(comparisons: Sequence[Mapping[str, Difference]]) -> str:
             axes.axvline(0, color=INK, lw=0.8)
             for row, difference in zip(rows, compared.values(), strict=True):
                 style = {"color": COLOURS[index], "alpha": 1.0 if difference.clear else 0.55}
-                axes.plot([difference.low, difference.high], [row, row], lw=2, **style)
+                if np.isfinite(difference.low):
+                    axes.plot([difference.low, difference.high], [row, row], lw=2, **style)
                 filled = style["color"] if difference.clear else "none"
                 axes.plot([difference.mean], [row], MARKERS[index], ms=6, mfc=filled, mec=style["color"])
             axes.axhline(0.5, color=FAINT, lw=0.6, alpha=0.6)
@@ -91,8 +101,8 @@ def loss_plot(stages: Sequence[tuple[str, Sequence[int], Sequence[float]]]) -> s
     """Draw the loss of a training run, each stage with its own line, since each minimises something else."""
     with _figure("loss", (7.6, 2.4)) as (figure, axes):
         for index, (name, steps, losses) in enumerate(stages):
-            style = MARKERS[index % len(MARKERS)] + "-"
-            axes.plot(steps, losses, style, color=COLOURS[index % len(COLOURS)], ms=3.5, lw=1.4, label=name)
+            colour, marker = look(index)
+            axes.plot(steps, losses, f"{marker}-", color=colour, ms=3.5, lw=1.4, label=name)
         axes.set_xlabel("step")
         axes.set_ylabel("loss of the stage")
         axes.set_yscale("log")

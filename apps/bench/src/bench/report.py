@@ -16,9 +16,9 @@ from jaxtyping import UInt8
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bench import plots
-from bench.compare import LEVEL, Difference, expected_by_chance
+from bench.compare import LEAST, LEVEL, Difference, expected_by_chance, share_margin
 from bench.demo import Result, environment
-from bench.measure import Scored, held_out_clips
+from bench.measure import BLIND, MAY_RUN_BACKWARDS, Scored, held_out_clips
 from physworld.metrics import Thresholds
 from trainers import video
 
@@ -28,6 +28,27 @@ GAP = 1
 ENLARGE = 6
 PLAY_FPS = 8.0
 """Half speed: 17 frames at 16 a second are over before the eye has found the ball."""
+
+
+WORDS = {
+    "relerr": "relative error",
+    "err": "error",
+    "resid": "residual",
+    "rms": "deviation",
+    "px": "(px)",
+    "traj": "path",
+    "mom": "momentum",
+    "rest": "restitution",
+    "perm": "permanence",
+    "maxprinc": "new extremes",
+    "cv": "changes",
+    "dir": "direction",
+    "ok": "as told",
+    "valid": "readable",
+    "off": "off",
+    "manifold": "colours",
+}
+"""Short names of measures in words."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +101,10 @@ def render(result: Result) -> str:
         by_chance=expected_by_chance(len(intervals), LEVEL),
         clips=sum(len(by[result.systems[0]].passes) for by in result.scored.values()),
         environment=environment(),
+        blind=blind(result),
+        control=control_of(result),
+        least=LEAST,
+        margins=[share_margin(n) for n in (result.setting.clips, result.setting.clips * len(result.scored))],
     )
 
 
@@ -89,6 +114,9 @@ def headline(difference: Difference) -> str:
     >>> headline(Difference("PILA", "base", 0.01, -0.02, 0.04, 128))
     'PILA against base: no difference that 128 paired clips resolve (+0.010, 95 % interval −0.020 to +0.040).'
     """
+    if math.isnan(difference.low):
+        few = f"{difference.n} paired clips are too few for an interval"
+        return f"{difference.a} against {difference.b}: {_signed(difference.mean)}, and {few}."
     interval = f"{_signed(difference.mean)}, 95 % interval {_signed(difference.low)} to {_signed(difference.high)}"
     if not difference.clear:
         unresolved = f"no difference that {difference.n} paired clips resolve"
@@ -129,14 +157,50 @@ def _strips(result: Result, mechanism: str) -> list[Strip]:
 
 def _panel(name: str, scored: Scored, index: int, mechanism: str, thresholds: Thresholds) -> Panel:
     failed = thresholds.why_not(mechanism, scored.measures[index])
-    return Panel(name, scored.scores[index], tuple(gate.replace("_", " ") for gate in failed))
+    return Panel(name, scored.scores[index], tuple(_readable(gate) for gate in failed))
+
+
+def blind(result: Result) -> list[str]:
+    """Name the controls that pass where their gate should stop them."""
+    found = []
+    for mechanism, by_source in result.scored.items():
+        for control in ("static", "reversed", "shuffled"):
+            scored = by_source[control]
+            excused = control == "reversed" and mechanism in MAY_RUN_BACKWARDS
+            if scored.pass_share > BLIND and not excused:
+                passed, n = int(sum(scored.passes)), len(scored.passes)
+                found.append(f"{plots.label(mechanism)}, {control}: {passed} of {n}")
+    return found
+
+
+def control_of(result: Result) -> str:
+    """Say how the compared adapters differ, from what their bundles hold."""
+    trained = {name: about for name, about in result.bundles.items() if "stages" in about}
+    sizes = {about["parameters"] for about in trained.values()}
+    steps = {sum(stage["steps"] for stage in about["stages"]) for about in trained.values()}
+    if "plain" not in trained or len(trained) < 2:
+        return ""
+    if len(sizes) > 1 or len(steps) > 1:
+        return (
+            "The adapters do not have equal size and steps (see “Systems”): a difference between them may come from "
+            "that alone."
+        )
+    other = [name for name in trained if name != "plain"][-1]
+    return (
+        f"plain has the same size as {other} and as many training steps, but only the generator’s own loss: no optical "
+        f"flow, no equations. What {other} gains beyond plain is what that supervision may have brought; what plain "
+        "gains over base is training alone."
+    )
+
+
+def _readable(gate: str) -> str:
+    return " ".join(WORDS.get(part, part) for part in gate.split("_"))
 
 
 def _medians(result: Result, mechanism: str) -> list[tuple[str, list[str]]]:
     names = dict.fromkeys(name for scored in result.scored[mechanism].values() for m in scored.measures for name in m)
     return [
-        (name.replace("_", " "), [_number(result.scored[mechanism][s].median(name)) for s in result.sources])
-        for name in names
+        (_readable(name), [_number(result.scored[mechanism][s].median(name)) for s in result.sources]) for name in names
     ]
 
 
@@ -151,4 +215,4 @@ def _share(value: float) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
+    return f"{round(value, 3) + 0.0:+.3f}".replace("-", "−")
