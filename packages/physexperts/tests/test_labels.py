@@ -116,3 +116,30 @@ def test_keywords_label_a_plain_caption(caption, mechanisms, dominant):
     labels = from_text(caption)
     assert labels.mechanisms == mechanisms
     assert labels.dominant == dominant
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), "", []])
+def test_an_answer_that_is_missing_says_nothing(missing):
+    whole = from_wisa({"q0": "rigid body motion, collision", "label": "collision"})
+    assert (
+        from_wisa({"q0": ["rigid body motion", missing or "", "collision"], "q1": missing, "label": "collision"})
+        == whole
+    )
+    assert from_wisa({"q0": "rigid body motion", "label": missing}).mechanisms == ("rigid_body",)
+    assert from_wisa({"q0": "liquid motion", "physical_annotation": missing}).dominant == "fluid"
+    assert from_wisa({"q0": [missing or None], "label": "collision"}).dominant == "collision"
+    empty = from_wisa(dict.fromkeys(["q0", "q1", "q2", "q3", "q4", "label"], missing))
+    assert (empty.mechanisms, empty.dominant, empty.multi_hot.sum().item()) == ((), None, 0.0)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [{"q0": 3}, {"q0": {"a": 1}}, {"label": 3}, {"labels": [1]}, {"labels": 3}, {"physical_annotation": [1]}],
+)
+def test_an_answer_that_is_no_text_is_refused_by_its_key(record):
+    with pytest.raises(ValueError, match=f"{next(iter(record))}.*text|physical_annotation"):
+        from_wisa(record)
+
+
+def test_one_label_may_stand_without_a_list():
+    assert from_wisa({"labels": "fluid"}) == Labels.of(["fluid"])

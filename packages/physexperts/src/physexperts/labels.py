@@ -11,6 +11,7 @@ choice.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -96,17 +97,23 @@ def from_wisa(annotation: Mapping[str, Any], unknown: Literal["error", "list"] =
     >>> from_wisa({"q0": "liquid motion, deformation", "q1": "melting.", "label": "Melting "}).dominant
     'phase_change'
     """
-    answers = annotation.get("physical_annotation") or annotation
+    answers = annotation.get("physical_annotation")
+    if _missing(answers):
+        answers = annotation
+    if not isinstance(answers, Mapping):
+        raise ValueError(f"expected physical_annotation to be a mapping, got {type(answers).__name__}")
     categories, strangers = _answers(answers)
-    label, odd = _category(annotation.get("label") or answers.get("label") or "")
+    named_as = _texts("label", annotation.get("label")) or _texts("label", answers.get("label"))
+    label, odd = _category(named_as[0] if named_as else "")
     strangers += odd
     if strangers and unknown == "error":
         question, text = strangers[0]
         choices = QUESTIONS.get(question) or tuple(name for _, name in CATEGORIES)
         raise ValueError(f"unknown category {text!r} in {question!r}{_did_you_mean(text, choices)}")
     rest = tuple(text for _, text in strangers)
-    explicit = annotation.get("labels")
-    if explicit is not None:
+    given = annotation.get("labels")
+    if isinstance(given, str | list | tuple) or not _missing(given):  # an empty list says that there are none
+        explicit = _texts("labels", given)
         category = annotation.get("category")
         named = Labels.of(explicit, category if category in explicit else None)
         return Labels(named.mechanisms, named.dominant, categories, rest)
@@ -155,7 +162,7 @@ def _answers(answers: Mapping[str, Any]) -> tuple[tuple[tuple[str, str], ...], l
     found: dict[tuple[str, str], None] = {}
     strangers: list[tuple[str, str]] = []
     for question, names in QUESTIONS.items():
-        pieces = _pieces(answers.get(question))
+        pieces = _pieces("\n".join(_texts(question, answers.get(question))))
         for text in pieces[:1] if question == "q3" else pieces:  # "yes, a flame": the word counts, not its reason
             matches = _match(text, names)
             found |= {(question, name): None for name in matches}
@@ -171,9 +178,21 @@ def _category(label: str) -> tuple[str | None, list[tuple[str, str]]]:
     return (matches[0], []) if matches else (None, [("label", label.strip())])
 
 
-def _pieces(answer: str | Sequence[str] | None) -> list[str]:
-    """Split "1. this\\n2. that" or "this, that" (or a list of such) into its entries."""
-    text = answer if isinstance(answer, str) else "\n".join(answer or ())
+def _missing(value: Any) -> bool:
+    """Whether a value says nothing: None, the NaN of an empty table cell, or empty."""
+    return value is None or (isinstance(value, float) and math.isnan(value)) or value in ("", [], (), {})
+
+
+def _texts(key: str, value: Any) -> list[str]:
+    """A text or a list of texts as a list, without what is missing; ValueError for anything else."""
+    entries = list(value) if isinstance(value, list | tuple) else [value]
+    if odd := [entry for entry in entries if not _missing(entry) and not isinstance(entry, str)]:
+        raise ValueError(f"expected {key!r} to be text or a list of texts, got {odd[0]!r}")
+    return [entry for entry in entries if not _missing(entry)]
+
+
+def _pieces(text: str) -> list[str]:
+    """Split "1. this\\n2. that" or "this, that" into its entries."""
     entries = re.split(r"[\n,;]|(?<!^)(?=\b\d+\. )", text)
     pieces = (re.sub(r"^\s*(?:\d+\s*[.)]|[-*])\s*", "", entry) for entry in entries)
     return [piece.strip() for piece in pieces if piece.strip(" .")]
