@@ -143,6 +143,7 @@ def test_a_clip_slower_than_asked_names_the_rate_to_set(backbone, make_recipe, f
     (folder / "slow.txt").write_text("ink")
     found = prepare(make_recipe(f"data.source={folder}"), backbone, tmp_path / "cache", quiet=True)
     assert [s.path for s in found.skipped] == ["slow.mp4"]
+    assert "expected 17 frames at 16 fps (1.00 s), got 20 at 8 fps (2.38 s)" in found.skipped[0].why
     assert "data.fps" in found.skipped[0].why
 
 

@@ -48,7 +48,7 @@ def test_clips_without_labels_owe_no_physics(trained, anatomy):
     assert some > 0
 
 
-def test_physics_is_a_mean_over_clips_and_a_weighted_mean_over_experts(trained, anatomy, make_recipe):
+def test_physics_is_a_mean_over_clips(trained, anatomy, make_recipe):
     a, labels = anatomy
     recipe = make_recipe("physics.adaptive=false")
     grid = trained.grid(5)
@@ -59,6 +59,42 @@ def test_physics_is_a_mean_over_clips_and_a_weighted_mean_over_experts(trained, 
         mine[n] = labels[n]
         parts.append(losses.physics(a, mine, grid, trained, recipe, blend=0.0).item())
     assert whole.item() == pytest.approx(sum(parts), rel=1e-5)
+
+
+def test_a_clip_with_two_labels_owes_the_mean_of_both_by_their_routing_weights(trained, backbone, make_recipe):
+    g = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        text = backbone.embed(["ink"])
+    x_s, v = torch.randn(2, 1, 16, 5, 8, 8, generator=g)
+    both = torch.eye(8)[[0]] + torch.eye(8)[[5]]
+    a = trained.anatomy(x_s, v, torch.full((1,), 0.3), text, both)
+    recipe, grid = make_recipe("physics.adaptive=false"), trained.grid(5)
+
+    def owed(labels: torch.Tensor) -> float:
+        return losses.physics(a, labels, grid, trained, recipe, blend=0.0).item()
+
+    first, second, pi = owed(torch.eye(8)[[0]]), owed(torch.eye(8)[[5]]), a.routing.dense()[0]
+    assert pi[0] != pi[5]
+    assert first != pytest.approx(second, rel=0.1)
+    expected = (pi[0] * first + pi[5] * second) / (pi[0] + pi[5])
+    assert owed(both) == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_physics_looks_where_the_experts_act_once_the_masks_are_blended(trained, anatomy, make_recipe):
+    a, labels = anatomy
+    recipe, grid = make_recipe("physics.adaptive=false", "physics.mask_floor=0"), trained.grid(5)
+    here = torch.zeros_like(a.proposals.values)
+    here[..., :4] = a.proposals.values[..., :4]  # the experts act in the left half alone
+    left = replace(a, proposals=replace(a.proposals, values=here))
+    bank = a.recovered.bank.clone()
+    bank[..., 6:] += 3.0 * torch.randn(bank[..., 6:].shape, generator=torch.Generator().manual_seed(0))
+    rough = replace(left, recovered=replace(left.recovered, bank=bank))  # a violation far from them
+
+    def owed(what, blend: float) -> float:
+        return losses.physics(what, labels, grid, trained, recipe, blend=blend).item()
+
+    assert owed(rough, 1.0) == pytest.approx(owed(left, 1.0), rel=1e-4)
+    assert owed(rough, 0.0) > 1.5 * owed(left, 0.0)
 
 
 def test_each_family_contributes_and_none_is_zero(trained, anatomy, make_recipe):

@@ -13,7 +13,7 @@ import yaml
 from backbones import attach, bundle, sample
 from pila import losses
 from pila.config import RECIPES, load_recipe
-from pila.train import fresh, save_bundle, stages, train
+from pila.train import Trainer, fresh, save_bundle, stages, train
 from trainers import NonFiniteLoss, checkpoint, dump_config, fit
 
 ROWS = yaml.safe_load((RECIPES / "ablations.yaml").read_text())["rows"]
@@ -42,6 +42,22 @@ def test_a_stage_moves_exactly_its_groups(backbone, data, make_recipe, tmp_path)
         moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
         assert moved == set(stage.groups), stage.name
     assert backbone.digest == digest
+
+
+def test_a_batch_is_noised_by_the_shifted_level_and_loses_a_tenth_of_its_text(backbone, data, make_recipe):
+    recipe = make_recipe("noise.shift=3")
+    trainer = Trainer(recipe, fresh(recipe, backbone), backbone)
+    rows = torch.arange(12).repeat(50)
+    batch = data.get_batch(rows)
+    e = trainer.estimate(batch, (0.2, 0.4), torch.Generator().manual_seed(0))
+    low, high = (3 * u / (1 + 2 * u) for u in (0.2, 0.4))
+    assert low <= e.sigma.min() < low + 0.02
+    assert high - 0.02 < e.sigma.max() <= high
+    s = e.sigma.view(-1, 1, 1, 1, 1)
+    assert torch.allclose(e.x_s - s * e.target, batch["latent"], atol=1e-4)  # x_s = (1 - s) x0 + s eps, v = eps - x0
+    assert torch.allclose(e.x0, e.x_s - s * e.velocity)
+    kept = (e.text.features == batch["text"]).flatten(1).all(1).float().mean()
+    assert 0.85 < kept < 0.95
 
 
 def test_the_encoder_is_still_during_its_frozen_steps(backbone, data, make_recipe, tmp_path):

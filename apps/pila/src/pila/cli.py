@@ -244,9 +244,13 @@ def evaluate(
     for mechanism, shares in result.passes.items():
         scores, d = result.scores[mechanism], result.difference[mechanism]
         figures = (shares["base"], shares[name], scores["base"], scores[name])
-        table.add_row(mechanism, *(f"{x:.3f}" for x in figures), f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]")
+        interval = "" if d.low is None else f" [{d.low:+.3f}, {d.high:+.3f}]"
+        table.add_row(mechanism, *(f"{x:.3f}" for x in figures), f"{d.mean:+.3f}{interval}")
     shown.print(table)
-    shown.print("pass: share of clips that obey every gate of their law; score: 0 shuffled frames, 1 real clips")
+    shown.print(
+        "pass: share of clips within every gate of their law; score: 0 to 1, real clips near 1; an interval takes 8 "
+        "clips and covers the choice of clips alone"
+    )
     if out is not None:
         print(result.save(out))
 
@@ -290,6 +294,7 @@ def export(
         )
     summary = {"bundle": str(out), "checkpoint": newest.name, "mean_change": changed}
     print(json.dumps(summary))
+    _next(f'`pila generate "PROMPT" --bundle {out}`')
 
 
 @app.command()

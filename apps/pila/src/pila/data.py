@@ -291,8 +291,13 @@ def _frames(path: Path, spec: video.ClipSpec) -> UInt8[np.ndarray, "t h w 3"]:
         return video.load(path, spec).frames
     except video.VideoError:
         raise
-    except ValueError as error:
-        raise ValueError(f"{error}, or set data.frames, or data.fps to at most the file's own rate") from None
+    except ValueError:
+        whole = video.read(path)
+        raise ValueError(
+            f"expected {spec.frames} frames at {spec.fps:g} fps ({(spec.frames - 1) / spec.fps:.2f} s), got "
+            f"{len(whole.frames)} at {whole.fps:.4g} fps ({whole.times_s[-1]:.2f} s): lower data.frames or data.fps "
+            "(to the file's own rate at most), or leave it out"
+        ) from None
 
 
 def _vector(name: str, labels: Labels, recipe: Recipe) -> Tensor:

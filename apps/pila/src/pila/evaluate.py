@@ -24,17 +24,19 @@ __all__ = ["Difference", "Evaluation", "bootstrap", "evaluate"]
 
 BATCH = 16
 RESAMPLES = 2000
+LEAST = 8
+"""Clips below which a difference has no interval: two that agree would have one of no width (our choice)."""
 MOST_CLIPS = 1_000_000
 """Seeds of one mechanism's noise; with another `seed` no clip meets the same noise again."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of paired differences and its 95 % bootstrap interval."""
+    """Mean of paired differences and its 95 % bootstrap interval (none where there are too few clips for one)."""
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,11 @@ def bootstrap(differences: Float[np.ndarray, " n"], seed: int = 0) -> Difference
 
     >>> bootstrap(np.ones(8))
     Difference(mean=1.0, low=1.0, high=1.0)
+    >>> bootstrap(np.ones(7))
+    Difference(mean=1.0, low=None, high=None)
     """
+    if len(differences) < LEAST:
+        return Difference(float(differences.mean()), None, None)
     rng = np.random.default_rng(seed)
     means = differences[rng.integers(0, len(differences), (RESAMPLES, len(differences)))].mean(1)
     low, high = np.quantile(means, [0.025, 0.975])

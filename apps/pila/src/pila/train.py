@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from backbones import Text, WanBackbone, bundle
+from backbones import Text, WanBackbone, bundle, paths
 from pila import losses
 from pila.adapter import PilaAdapter
 from pila.config import Recipe
@@ -43,7 +43,7 @@ class Estimate:
     @property
     def x0(self) -> Float[Tensor, "b c t h w"]:
         """The estimate of the clean latent (Eq. 1)."""
-        return self.x_s - self.sigma.view(-1, 1, 1, 1, 1) * self.velocity
+        return paths.to_x0(self.x_s, self.velocity, self.sigma)
 
 
 class Trainer:
