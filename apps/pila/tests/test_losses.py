@@ -78,6 +78,9 @@ def test_a_clip_with_two_labels_owes_the_mean_of_both_by_their_routing_weights(t
     assert first != pytest.approx(second, rel=0.1)
     expected = (pi[0] * first + pi[5] * second) / (pi[0] + pi[5])
     assert owed(both) == pytest.approx(expected.item(), rel=1e-4)
+    halved = replace(a, proposals=replace(a.proposals, weights=0.5 * a.proposals.weights))  # a mean knows no scale
+    alone = losses.physics(halved, torch.eye(8)[[0]], grid, trained, recipe, blend=0.0).item()
+    assert alone == pytest.approx(first, rel=1e-4)
 
 
 def test_physics_looks_where_the_experts_act_once_the_masks_are_blended(trained, anatomy, make_recipe):
