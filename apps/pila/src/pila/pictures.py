@@ -32,9 +32,9 @@ GAP = 16
 UNITS = {
     "displacement": "latent px",
     "velocity": "latent px / 4 frames",
-    "pressure": "latent units, mean 0",
+    "pressure": "latent units",
     "density": "latent units",
-    "temperature": "latent units, mean 0",
+    "temperature": "latent units",
     "phase": "0 to 1",
     "strain": "rate, 1 / 4 frames",
     "stress": "latent units",
