@@ -115,6 +115,12 @@ def test_a_saved_backbone_is_the_same_after_loading(backbone, tmp_path):
     assert torch.equal(*(sample(b, ["a red ball"], noise=start, steps=2) for b in (backbone, again)))
 
 
+@pytest.mark.parametrize("name", ["/no/such/folder", "no-such-user/no-such-model"])
+def test_a_name_that_is_neither_folder_nor_reachable_model_says_what_a_name_may_be(name):
+    with pytest.raises(ValueError, match="'world', a folder with a diffusers pipeline or a hub id"):
+        load(name)
+
+
 def test_what_cannot_be_loaded_is_named(tmp_path):
     with pytest.raises(ValueError, match="model_index"):
         load(tmp_path)

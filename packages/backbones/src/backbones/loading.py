@@ -45,8 +45,16 @@ def load(name_or_path: str | Path, *, device: str = "cpu", dtype: torch.dtype | 
     if folder.exists() and not (folder / "model_index.json").is_file():
         raise ValueError(f"expected a diffusers pipeline folder with a model_index.json, got {folder}")
     source = str(folder) if folder.exists() else str(name_or_path)
-    with _quiet():
-        pipe = DiffusionPipeline.from_pretrained(source, **({} if dtype is None else {"dtype": dtype}))
+    try:
+        with _quiet():
+            pipe = DiffusionPipeline.from_pretrained(source, **({} if dtype is None else {"dtype": dtype}))
+    except (OSError, ValueError) as error:
+        if folder.exists():
+            raise
+        raise ValueError(
+            f"expected 'world', a folder with a diffusers pipeline or a hub id, got {source!r}: there is no such folder,"
+            f" and as a hub id it failed ({str(error).splitlines()[0]})"
+        ) from error
     if not isinstance(pipe, WanPipeline):
         raise ValueError(f"expected a WanPipeline in {source}, got {type(pipe).__name__}")
     if pipe.vae.dtype != torch.float32:
