@@ -121,6 +121,14 @@ def test_a_name_that_is_neither_folder_nor_reachable_model_says_what_a_name_may_
         load(name)
 
 
+def test_a_saved_backbone_does_not_say_where_it_lay_before(backbone, tmp_path):
+    save(backbone, tmp_path / "first", id="tiny")
+    save(load(tmp_path / "first"), tmp_path / "second", id="tiny")
+    configs = list((tmp_path / "second").rglob("*.json"))
+    assert configs
+    assert not [path.name for path in configs if str(tmp_path) in path.read_text()]
+
+
 def test_what_cannot_be_loaded_is_named(tmp_path):
     with pytest.raises(ValueError, match="model_index"):
         load(tmp_path)

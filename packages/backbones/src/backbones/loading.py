@@ -73,6 +73,10 @@ def save(backbone: WanBackbone, folder: str | Path, *, id: str) -> Path:
     """Write the pipeline in diffusers layout with `backbone.json` beside it, so that `load` gives the same contract."""
     folder = Path(folder)
     backbone.pipe.save_pretrained(folder)
+    for config in sorted(folder.rglob("*.json")):
+        content = json.loads(config.read_text())
+        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
+            config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")  # where it lay before is nobody's
     about = {"id": id, "fps": backbone.spec.time.fps, "words": list(backbone.words)}
     (folder / "backbone.json").write_text(json.dumps(about, indent=1) + "\n")
     return folder
