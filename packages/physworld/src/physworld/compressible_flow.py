@@ -39,7 +39,14 @@ RULE = {
     "flags": ("valid", "dir_ok", "count_ok"),
     "motion": "front_growth",
     "at_least": {"front_monotone": 0.8},
-    "tolerance": {"mass_drift": 0.01, "off_manifold": 0.01},  # our choice
+    "tolerance": {
+        "uneven": 1.0,
+        "stutter": 0.5,
+        "drift_px": 0.5,
+        "energy_fall": 0.2,
+        "mass_drift": 0.01,
+        "off_manifold": 0.01,
+    },  # our choice
 }
 
 

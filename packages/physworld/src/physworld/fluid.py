@@ -42,6 +42,8 @@ RULE = {
     "motion": "motion_px",
     "at_least": {},
     "tolerance": {
+        "uneven": 1.0,
+        "stutter": 0.5,
         "ink_drift": 0.02,
         "unmixing": 0.02,
         "ink_max_growth": 0.04,

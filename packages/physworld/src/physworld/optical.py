@@ -37,7 +37,16 @@ RULE = {
     "flags": ("valid", "dir_ok", "count_ok"),
     "motion": "motion",
     "at_least": {},
-    "tolerance": {"dim": 0.65, "c_relerr": 0.12, "wave_resid": 0.45, "off_manifold": 0.01},  # our choice
+    "tolerance": {
+        "uneven": 1.5,
+        "stutter": 1.0,
+        "strange": 0.1,
+        "energy_err": 0.3,
+        "dim": 0.65,
+        "c_relerr": 0.12,
+        "wave_resid": 0.45,
+        "off_manifold": 0.01,
+    },  # our choice
 }
 
 

@@ -35,7 +35,7 @@ RULE = {
     "flags": ("valid", "dir_ok", "count_ok"),
     "motion": "motion_px",
     "at_least": {"monotone": 0.9},
-    "tolerance": {"regrowth": 0.02, "off_manifold": 0.01},  # our choice
+    "tolerance": {"uneven": 1.0, "stutter": 0.5, "faint": 0.04, "regrowth": 0.02, "off_manifold": 0.01},  # our choice
 }
 
 
