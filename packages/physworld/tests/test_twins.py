@@ -82,7 +82,10 @@ BY_SHIPPED = {
     "optical/ripple": ALL - {"is mirrored half way"},
     "optical/slit": ALL - {*MIRRORED, *FLASHES, "fades"},
 }
-BY_FIGURES = dict.fromkeys(BY_SHIPPED, ALL) | {"compressible_flow/blast": ALL - {"fades"}}
+BY_FIGURES = dict.fromkeys(BY_SHIPPED, ALL) | {
+    "compressible_flow/blast": ALL - {"fades"},
+    "optical/slit": ALL - MIRRORED,
+}
 
 
 @cache
