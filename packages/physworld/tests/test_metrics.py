@@ -8,6 +8,9 @@ import pytest
 from physworld import MECHANISMS, controls, metrics, simulate, simulate_many
 from physworld.metrics import Thresholds
 
+EVEN = dict.fromkeys(("uneven", "stutter", "worst_px", "jolt_px", "gone"), 0.0)
+"""The figures of a motion without a fault from frame to frame."""
+
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 @pytest.mark.parametrize("kind", ["black", "noise", "nan", "other"])
@@ -59,7 +62,7 @@ def test_bad_videos_and_captions_are_refused_with_the_remedy() -> None:
 
 def test_limits_are_one_and_a_half_times_the_quantile_and_the_gate_three_tenths_of_the_median() -> None:
     rule = {"traj_rms_px": 0.2, "g_relerr": 0.3, "area_cv": 0.1, "off_manifold": 0.01}
-    shares = {"valid": 1.0, "dir_ok": 1.0, "perm": 1.0, "scenario": 0.0}
+    shares = {"valid": 1.0, "dir_ok": 1.0, "perm": 1.0, "scenario": 0.0} | EVEN
     real = [{k: v * s for k, v in rule.items()} | shares | {"motion_px": 10.0 * s} for s in np.linspace(0.5, 1.5, 101)]
     fitted = Thresholds.fit({"rigid_body": real})
     assert fitted.limits["rigid_body/thrown"]["traj_rms_px"].limit == pytest.approx(1.5 * 0.2 * 1.45)
@@ -76,7 +79,7 @@ def test_limits_are_one_and_a_half_times_the_quantile_and_the_gate_three_tenths_
 
 
 def test_slack_above_the_floor_ends_half_way_to_shuffled_frames_but_never_cuts_the_floor_itself() -> None:
-    shares = {"valid": 1.0, "dir_ok": 1.0, "perm": 1.0, "scenario": 0.0, "motion_px": 10.0}
+    shares = {"valid": 1.0, "dir_ok": 1.0, "perm": 1.0, "scenario": 0.0, "motion_px": 10.0} | EVEN
     figures = {"traj_rms_px": 1.0, "g_relerr": 0.3, "area_cv": 0.1, "off_manifold": 0.01}
     spread = np.linspace(0.9, 1.1, 101)
     real = [shares | {k: v * s for k, v in figures.items()} for s in spread]

@@ -2,8 +2,9 @@
 
 `BY_SHIPPED` are the faults that the shipped limits catch on every clip; they were fitted to what an autoencoder leaves
 of true clips, so they are wide. `BY_FIGURES` are those that the figures themselves tell from a true clip, under limits
-of uncompressed ones. A fault that is in neither list passes on some clips; the largest holes: a blast whose frames are
-swapped, mirrored or frozen, ice that stops and then jumps or fades, and a ball that is gone for one frame.
+of uncompressed ones. A fault that is in neither list passes on some clips; the largest holes: waves and swinging balls
+that are mirrored or flash to another moment, for the autoencoder blurs these most, and mirrored scenes that are nearly
+symmetric.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from physworld.mechanism import module
 from physworld.metrics import Thresholds
 
 CLIPS = range(6)
-FLOOR = range(2000, 2016)
+FLOOR = range(2000, 2024)
 
 
 def ground(video: np.ndarray) -> np.ndarray:
@@ -63,38 +64,27 @@ FAULTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "fades": faded,
 }
 ALL = set(FAULTS)
-TIMES = {"freezes, then jumps", "stops", "starts late", "skips ahead"}
+MIRRORED = {"is mirrored half way", "is mirrored once"}
 FLASHES = {"flashes forward", "flashes back"}
 
 BY_SHIPPED = {
-    "rigid_body/thrown": {"starts late", "runs back", "vanishes", "changes colour", "is mirrored half way", "fades"},
-    "elastic/spring": {"vanishes", "changes colour"},
-    "elastic/lattice": {"vanishes", "blinks", "changes colour", "fades"},
-    "fluid/pair": {"flashes back", "freezes, then jumps", "runs back", "vanishes", "blinks", "changes colour", "fades"},
-    "fluid/vortex": ALL - TIMES,
-    "compressible_flow/blast": {"runs back", "changes colour"},
-    "phase_change/melt": {"flashes back", "runs back", "changes colour", "is mirrored once"},
-    "phase_change/grow": {*FLASHES, "runs back", "vanishes", "blinks", "changes colour", "fades"},
-    "collision/bounces": ALL - {"flashes back", "skips ahead", "blinks"},
-    "collision/sticks": {"starts late", "runs back", "vanishes", "changes colour", "is mirrored once", "fades"},
-    "thermal/spots": ALL,
-    "optical/ripple": {"runs back"},
-    "optical/slit": {"starts late", "runs back"},
-}
-BY_FIGURES = {
-    "rigid_body/thrown": ALL - {"blinks"},
-    "elastic/spring": ALL - {"blinks", "runs back"},
+    "rigid_body/thrown": ALL - {"is mirrored once"},
+    "elastic/spring": ALL - {*MIRRORED, *FLASHES, "fades", "runs back", "skips ahead", "stops", "starts late"},
     "elastic/lattice": ALL,
-    "fluid/pair": ALL - {"stops", "is mirrored once"},
+    "fluid/pair": ALL - {*MIRRORED, "flashes forward"},
     "fluid/vortex": ALL,
-    "compressible_flow/blast": {"runs back", "changes colour"},
-    "phase_change/melt": ALL - {*TIMES, "vanishes", "fades"},
-    "phase_change/grow": ALL - TIMES,
-    "collision/bounces": ALL - {"blinks"},
-    "collision/sticks": ALL - {"blinks", "stops", "skips ahead"},
+    "compressible_flow/blast": ALL - {"fades"},
+    "phase_change/melt": ALL - {"blinks", "flashes forward", "is mirrored half way"},
+    "phase_change/grow": ALL - MIRRORED,
+    "collision/bounces": ALL - {"flashes back"},
+    "collision/sticks": ALL - {"flashes forward", "is mirrored half way", "skips ahead", "stops"},
     "thermal/spots": ALL,
-    "optical/ripple": ALL - {"fades"},
-    "optical/slit": {*FLASHES, "freezes, then jumps", "starts late", "skips ahead", "runs back", "changes colour"},
+    "optical/ripple": ALL - {"is mirrored half way"},
+    "optical/slit": ALL - {*MIRRORED, *FLASHES, "fades"},
+}
+BY_FIGURES = dict.fromkeys(BY_SHIPPED, ALL) | {
+    "compressible_flow/blast": ALL - {"fades"},
+    "optical/slit": ALL - MIRRORED,
 }
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 
 from physworld import disk
 from physworld.clip import FRAMES, SIZE
+from physworld.pace import jolt, pace
 from physworld.ramp import UNFIT
 from physworld.track import LEAST_FRAMES, dominant, follow
 
@@ -27,11 +28,31 @@ LEAST_SPEED = 0.35  # a ball that "moves" moves at least this fast before contac
 LEAST_CLOSING = 0.25  # closing speed below which no collision is seen, px/frame; our choice
 TOUCH = 0.8  # balls this near to touching are in contact, px; our choice
 RULE = {
-    "low": ("line_rms_px", "mom_relerr", "rest_err", "overlap_px", "touch_px", "area_cv", "off_manifold"),
+    "low": (
+        "uneven",
+        "stutter",
+        "line_rms_px",
+        "worst_px",
+        "jolt_px",
+        "gone",
+        "mom_relerr",
+        "rest_err",
+        "overlap_px",
+        "touch_px",
+        "area_cv",
+        "off_manifold",
+    ),
     "flags": ("valid", "dir_ok"),
     "motion": "motion_px",
     "at_least": {"perm": 0.75},
-    "tolerance": {"overlap_px": 0.3, "touch_px": TOUCH, "mom_relerr": 0.02, "rest_err": 0.02},
+    "tolerance": {
+        "uneven": 2.0,
+        "stutter": 1.5,
+        "overlap_px": 0.3,
+        "touch_px": TOUCH,
+        "mom_relerr": 0.02,
+        "rest_err": 0.02,
+    },
 }
 
 
@@ -157,9 +178,12 @@ def measure(video: UInt8[np.ndarray, "t h w 3"], expectation: dict[str, Any], sc
         "valid": float(valid),
         "perm": min(ball.perm for ball in balls),
         "area_cv": max(ball.area_cv for ball in balls),
+        "gone": max(ball.gone for ball in balls),
         "off_manifold": off,
-    }
-    unfit = dict.fromkeys(("line_rms_px", "mom_relerr", "rest_err", "overlap_px", "touch_px"), UNFIT)
+    } | pace(video.mean(-1), turns=True)
+    unfit = dict.fromkeys(
+        ("line_rms_px", "worst_px", "jolt_px", "mom_relerr", "rest_err", "overlap_px", "touch_px"), UNFIT
+    )
     unfit |= {"dir_ok": 0.0, "motion_px": 0.0}
     if not valid:
         return found | unfit
@@ -168,6 +192,8 @@ def measure(video: UInt8[np.ndarray, "t h w 3"], expectation: dict[str, Any], sc
     rms, k, before, after = _break(t, track)
     mass = np.array([np.median(ball.area[ball.seen]) for ball in balls])
     reach = balls[0].radius + balls[1].radius
+    first = np.arange(len(t))[:, None, None] <= k
+    residual = track - np.where(first, before[0] + t[:, None, None] * before[1], after[0] + t[:, None, None] * after[1])
     u, v = before[1], after[1]  # (ball, (y, x)), px/frame
     moment = np.linspace(t[k] - 0.25, t[k + 1] + 0.25, 31)[:, None]  # the contact lies between two frames
     apart = (before[0][1] - before[0][0]) + moment * (u[1] - u[0])
@@ -182,6 +208,8 @@ def measure(video: UInt8[np.ndarray, "t h w 3"], expectation: dict[str, Any], sc
     gaps = np.linalg.norm(track[:, 1] - track[:, 0], axis=-1) - reach
     return found | {
         "line_rms_px": rms,
+        "worst_px": float(np.linalg.norm(residual, axis=-1).max()),
+        "jolt_px": max(jolt(residual[:, ball]) for ball in (0, 1)),
         "mom_relerr": float(np.linalg.norm((mass[:, None] * (v - u)).sum(0)) / max(flow, 1e-6)),
         "rest_err": abs(left / closing - (0.0 if sticks else 1.0)) if closing > LEAST_CLOSING else UNFIT,
         "overlap_px": float(max(-gaps.min(), 0.0)),

@@ -21,6 +21,7 @@ from scipy import optimize
 
 from physworld import disk
 from physworld.clip import FRAMES, SIZE
+from physworld.pace import jolt, pace
 from physworld.ramp import UNFIT
 from physworld.track import FOREIGN, dominant, follow, outside
 
@@ -39,11 +40,22 @@ ROD_HALF_WIDTH = 0.9
 UNNAMED = 0.15  # share of captions that leave the stiffness out; our choice
 LEAST_TREMBLE = 0.2  # motion of the most weakly plucked block: rms over beads and frames, px
 RULE = {
-    "low": ("law_rms_px", "rate_relerr", "area_cv", "off_manifold"),
+    "low": (
+        "uneven",
+        "stutter",
+        "jump",
+        "law_rms_px",
+        "worst_px",
+        "jolt_px",
+        "rate_relerr",
+        "area_cv",
+        "gone",
+        "off_manifold",
+    ),
     "flags": ("valid", "dir_ok"),
     "motion": "motion",
     "at_least": {"perm": 0.75},
-    "tolerance": {"rate_relerr": 0.1},
+    "tolerance": {"rate_relerr": 0.1, "uneven": 1.5, "stutter": 1.2, "jump": 1.0, "worst_px": 0.1, "jolt_px": 0.2},
 }
 
 _AXES = {"left": (1, -1.0), "right": (1, 1.0), "up": (0, -1.0), "down": (0, 1.0)}
@@ -225,18 +237,21 @@ def measure(video: UInt8[np.ndarray, "t h w 3"], expectation: dict[str, Any], sc
     """
     colour = expectation.get("colour") or dominant(video)
     if expectation.get("scenario") == "spring":
-        return _measure_spring(video, colour, expectation, scale)
-    return _measure_lattice(video, colour, expectation, scale)
+        found = _measure_spring(video, colour, expectation, scale)
+    else:
+        found = _measure_lattice(video, colour, expectation, scale)
+    return found | pace(video.mean(-1), turns=expectation.get("scenario") == "spring")
 
 
-def _unfit(valid: bool, perm: float, area_cv: float, off: float) -> dict[str, float]:
-    known = {"valid": float(valid), "perm": perm, "area_cv": area_cv, "off_manifold": off}
-    return known | {"law_rms_px": UNFIT, "rate": 0.0, "rate_relerr": UNFIT, "dir_ok": 0.0, "motion": 0.0}
+def _unfit(valid: bool, perm: float, area_cv: float, gone: float, off: float) -> dict[str, float]:
+    known = {"valid": float(valid), "perm": perm, "area_cv": area_cv, "gone": gone, "off_manifold": off}
+    unfit = dict.fromkeys(("law_rms_px", "worst_px", "jolt_px", "rate_relerr"), UNFIT)
+    return known | unfit | {"rate": 0.0, "dir_ok": 0.0, "motion": 0.0}
 
 
 def _measure_spring(video: np.ndarray, colour: str, expectation: dict[str, Any], scale: int) -> dict[str, float]:
     (ball,), off = follow(video, [colour], scale, rod=True)
-    found = _unfit(ball.fits, ball.perm, ball.area_cv, off)
+    found = _unfit(ball.fits, ball.perm, ball.area_cv, ball.gone, off)
     if not ball.fits:
         return found
     component = 0 if expectation.get("direction") == "up" else 1
@@ -244,16 +259,22 @@ def _measure_spring(video: np.ndarray, colour: str, expectation: dict[str, Any],
     at = ball.position[ball.seen]
     along, across = at[:, component], at[:, 1 - component]
 
-    def misfit(period: float) -> float:
+    def left(period: float) -> np.ndarray:
         turn = 2 * np.pi / period * t
         basis = np.stack([np.ones_like(t), np.cos(turn), np.sin(turn)], 1)
-        return float(((basis @ np.linalg.lstsq(basis, along, rcond=None)[0] - along) ** 2).mean())
+        return along - basis @ np.linalg.lstsq(basis, along, rcond=None)[0]
+
+    def misfit(period: float) -> float:
+        return float((left(period) ** 2).mean())
 
     grid = 1.0 / np.linspace(1 / 22.0, 1 / 4.0, 120)
     period, error = _refine(misfit, grid)
+    residual = np.stack([left(period), across - across.mean()], -1)
     named = expectation.get("period", (PERIOD["stiff"][0], PERIOD["soft"][1]))
     return found | {
         "law_rms_px": float(np.sqrt(error + across.var())),
+        "worst_px": float(np.linalg.norm(residual, axis=-1).max()),
+        "jolt_px": jolt(residual),
         "rate": period,
         "rate_relerr": outside(period, named),
         "dir_ok": float(along.std() > 2 * across.std() and along.std() > 0.5),
@@ -270,7 +291,8 @@ def _measure_lattice(video: np.ndarray, colour: str, expectation: dict[str, Any]
     typical = float(np.median(mass))
     fair = np.abs(mass - typical) <= 0.5 * typical if typical > 0 else np.zeros_like(mass, bool)
     valid = bool(0.3 < typical / (np.pi * BEAD_RADIUS**2) < 2.0 and fair.mean() > 0.5)
-    found = _unfit(valid, float(fair.mean()), float(mass.std() / mass.mean()) if mass.any() else UNFIT, off)
+    area_cv = float(mass.std() / mass.mean()) if mass.any() else UNFIT
+    found = _unfit(valid, float(fair.mean()), area_cv, float((mass == 0).mean()), off)
     if not valid:
         return found
     moved = np.where(fair[..., None], moved, 0.0)
@@ -281,20 +303,25 @@ def _measure_lattice(video: np.ndarray, colour: str, expectation: dict[str, Any]
     k = _wavenumbers()
     weight = ((BEADS + 1) / (2 * BEADS)) ** 2  # mean square over the beads of a mode of amplitude 1
 
-    def misfit(c: float) -> float:
+    def left(c: float) -> np.ndarray:
         turn = np.moveaxis(c * k[None] * t[:, None, None], 0, -1)
         basis = np.stack([np.cos(turn), np.sin(turn)], -1)  # (i, j, t, 2)
         values = np.moveaxis(modes, 0, 2)  # (i, j, t, component)
         gram = np.swapaxes(basis, -1, -2) @ basis + 1e-9 * np.eye(2)
-        error = values - basis @ np.linalg.solve(gram, np.swapaxes(basis, -1, -2) @ values)
-        return float(weight * (error**2).sum() / len(t))
+        return values - basis @ np.linalg.solve(gram, np.swapaxes(basis, -1, -2) @ values)
+
+    def misfit(c: float) -> float:
+        return float(weight * (left(c) ** 2).sum() / len(t))
 
     c, error = _refine(misfit, np.linspace(0.7, 4.5, 96))
+    residual = np.sqrt(weight) * np.moveaxis(left(c), 2, 0).reshape(len(t), -1)
     named = expectation.get("c", (SPEED["soft"][0], SPEED["stiff"][1]))
     component, sign = _AXES.get(expectation.get("direction", ""), (0, 0.0))
     start = moved[0].mean(0)
     return found | {
         "law_rms_px": float(np.sqrt(error)),
+        "worst_px": float(np.linalg.norm(residual, axis=-1).max()),
+        "jolt_px": jolt(residual),
         "rate": c,
         "rate_relerr": outside(c, named),
         "dir_ok": float(sign == 0.0 or sign * start[component] > 2 * abs(start[1 - component])),

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Complex, Float, Float16, Num, UInt8
 from scipy import fft, ndimage
 
 from physworld.clip import FRAMES, SIZE
+from physworld.pace import pace
 from physworld.ramp import UNFIT, Ramp, coarsening, legible, pixels, pool
 
 Simulated = tuple[
@@ -36,11 +37,13 @@ STEPS = 4
 VISCOSITY = 0.03
 MIXING = 0.06
 RULE = {
-    "low": ("ink_drift", "unmixing", "ink_max_growth", "jerk", "off_manifold"),
+    "low": ("uneven", "stutter", "ink_drift", "unmixing", "ink_max_growth", "jerk", "off_manifold"),
     "flags": ("valid", "dir_ok"),
     "motion": "motion_px",
     "at_least": {},
     "tolerance": {
+        "uneven": 1.0,
+        "stutter": 0.5,
         "ink_drift": 0.02,
         "unmixing": 0.02,
         "ink_max_growth": 0.04,
@@ -222,7 +225,7 @@ def measure(video: Num[np.ndarray, "t h w 3"], expectation: dict[str, Any], scal
         ahead = float(travel @ np.array(HEADINGS[expectation["way"]]))
         way = ahead > 0.7 * float(np.linalg.norm(travel)) and ahead > 1
     mean = max(float(total.mean()), 1e-3)
-    return {
+    return pace(smooth) | {
         "valid": float(shows),
         "off_manifold": float(off.mean()),
         "ink_drift": float(np.abs(total / mean - 1).max()) if shows else UNFIT,

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Float16, Num, UInt8
 from scipy import ndimage
 
 from physworld.clip import FRAMES, SIZE
+from physworld.pace import pace
 from physworld.ramp import UNFIT, Ramp, blobs, coarsening, legible, peaks, pixels, pool, scatter
 from physworld.thermal import to_modes, to_plate, wavenumbers
 
@@ -32,11 +33,20 @@ CELLS = 2
 STEPS = 8
 MODES = 14
 RULE = {
-    "low": ("c_relerr", "wave_resid", "off_manifold"),
+    "low": ("uneven", "stutter", "strange", "energy_err", "dim", "c_relerr", "wave_resid", "off_manifold"),
     "flags": ("valid", "dir_ok", "count_ok"),
     "motion": "motion",
     "at_least": {},
-    "tolerance": {"c_relerr": 0.12, "wave_resid": 0.45, "off_manifold": 0.01},  # our choice
+    "tolerance": {
+        "uneven": 1.5,
+        "stutter": 1.0,
+        "strange": 0.1,
+        "energy_err": 0.3,
+        "dim": 0.65,
+        "c_relerr": 0.12,
+        "wave_resid": 0.45,
+        "off_manifold": 0.01,
+    },  # our choice
 }
 
 
@@ -156,7 +166,11 @@ def simulate_batch(params: list[dict[str, Any]], scale: int) -> list[Simulated]:
 
 
 def measure(video: Num[np.ndarray, "t h w 3"], expectation: dict[str, Any], scale: int) -> dict[str, float]:
-    """Read u back, fit c to u(t+1) + u(t-1) = 2 cos(c K) u(t) away from walls; energy, direction, count."""
+    """Read u back, fit c to u(t+1) + u(t-1) = 2 cos(c K) u(t) away from walls; energy, direction, count.
+
+    `energy_err` is the logarithm of the energy's change; `dim` how far one frame's amplitude falls below the median one
+    (below its neighbours' at a wall); `strange` the worst frame's distance from the ramp, relative to its wave.
+    """
     wave, off = RAMP.read(video)
     to_wall = np.sqrt(np.square(np.asarray(video, np.float32) - WALL).sum(-1) / 3) / 255
     is_wall = to_wall < off
@@ -182,14 +196,22 @@ def measure(video: Num[np.ndarray, "t h w 3"], expectation: dict[str, Any], scal
     for step in (0.05, 0.025, 0.0125, 0.00625):
         best = min((best - step, best, best + step), key=misfit)
     c = best if fits else 0.0
+    energy = energy_ratio(modes * band, c * k)
+    loud = np.sqrt(np.square(modes[:, :MODES, :MODES]).sum((1, 2)))
+    # a pulse that meets its own reflection dies down, but not within one frame
+    around = np.minimum(loud[2:], loud[:-2]) if expectation["scenario"] == "slit" else np.median(loud)
+    dim = 1.0 - float((loud[1:-1] / np.maximum(around, 1e-6)).min(initial=1.0))
     shows = legible(wave.astype(np.float32), off)
-    return {
+    return pace(to_plate(modes * band)) | {
         "valid": float(shows),
         "off_manifold": float(off.mean()),
         "wave_resid": misfit(best) / size if fits else UNFIT,
         "c": c,
         "c_relerr": abs(c / expectation["c"] - 1),
-        "energy_ratio": energy_ratio(modes * band, c * k),
+        "energy_ratio": energy,
+        "energy_err": float(abs(np.log(max(energy, 1e-3)))),
+        "dim": dim,
+        "strange": float((off.mean((1, 2)) / np.maximum(np.abs(wave).mean((1, 2)), 1e-3)).max()),
         "dir_ok": float(shows and heads(wave, expectation, scale)),
         "count_ok": float(seen(wave, wall, expectation, scale) == expectation["count"]),
         "motion": float(np.linalg.norm(wave[-1] - wave[0]) / max(float(np.linalg.norm(wave[0])), 1e-2 * scale)),

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Float16, Num, UInt8
 from scipy import ndimage
 
 from physworld.clip import FRAMES, SIZE
+from physworld.pace import pace
 from physworld.ramp import UNFIT, Ramp, blobs, coarsening, legible, pixels, pool, scatter
 
 Simulated = tuple[
@@ -30,11 +31,11 @@ RAMP = Ramp(((240, 248, 252), (120, 190, 215), (20, 60, 130)))
 CELLS = 2
 STEPS = 20
 RULE = {
-    "low": ("regrowth", "off_manifold"),
+    "low": ("uneven", "stutter", "faint", "regrowth", "off_manifold"),
     "flags": ("valid", "dir_ok", "count_ok"),
     "motion": "motion_px",
     "at_least": {"monotone": 0.9},
-    "tolerance": {"regrowth": 0.02, "off_manifold": 0.01},  # our choice
+    "tolerance": {"uneven": 1.0, "stutter": 0.5, "faint": 0.04, "regrowth": 0.02, "off_manifold": 0.01},  # our choice
 }
 
 
@@ -134,23 +135,28 @@ def simulate_batch(params: list[dict[str, Any]], scale: int) -> list[Simulated]:
 
 
 def measure(video: Num[np.ndarray, "t h w 3"], expectation: dict[str, Any], scale: int) -> dict[str, float]:
-    """Read the ice back: does its area change the right way, always, everywhere, and are the disks as many as said."""
+    """Read the ice back: does its area change the right way, always, everywhere, and are the disks as many as said.
+
+    `faint` is the share of ice that the palest frame misses in its middle, while there is enough to have a middle.
+    """
     phi, off = RAMP.read(video)
     ice = ndimage.gaussian_filter(1 - phi.astype(np.float64), (0, 0.5 * scale, 0.5 * scale), mode="nearest")
     sign = -1 if expectation["scenario"] == "melt" else 1
     area = ice.sum((1, 2)) / scale**2
     steps, cells = sign * np.diff(area), sign * np.diff(ice, axis=0)
     moved = float(np.abs(cells).sum())
+    large = area > 12  # a disk of radius 2 px holds whole ice in its middle
     found = [blobs(frame > 0.5, 4 * scale**2) for frame in ice[:3]]
     count_err = float(np.mean([abs(n - expectation["count"]) for n in found]) / expectation["count"])
     shows = legible(phi, off) and 0.005 < float(ice.mean()) < 0.95
-    return {
+    return pace(ice) | {
         "valid": float(shows),
         "off_manifold": float(off.mean()),
         "dir_ok": float(steps.sum() > 1),
         "nonmonotone": float((steps < -0.002 * max(float(area.max()), 1)).mean()),
         "monotone": float((steps >= -0.002 * max(float(area.max()), 1)).mean()),
         "regrowth": float(np.maximum(-cells, 0).sum()) / moved if moved > 1 else UNFIT,
+        "faint": 1.0 - float(ice.max((1, 2))[large].min(initial=1.0)),
         "count_err": count_err,
         "count_ok": float(count_err < 0.2),
         "motion_px": float(abs(area[-1] - area[0])),

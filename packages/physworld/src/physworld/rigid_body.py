@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 
 from physworld import disk
 from physworld.clip import FRAMES, SIZE
+from physworld.pace import jolt, pace
 from physworld.ramp import UNFIT
 from physworld.track import dominant, follow, outside
 
@@ -23,7 +24,17 @@ SPEED = (0.7, 1.35)  # horizontal, px/frame; our choice
 UNNAMED = 0.25  # share of captions without gravity; our choice
 LEAST_SPEED = 0.1  # slowest horizontal motion that has a direction, px/frame; our choice
 RULE = {
-    "low": ("traj_rms_px", "g_relerr", "area_cv", "off_manifold"),
+    "low": (
+        "uneven",
+        "stutter",
+        "traj_rms_px",
+        "worst_px",
+        "jolt_px",
+        "g_relerr",
+        "area_cv",
+        "gone",
+        "off_manifold",
+    ),
     "flags": ("valid", "dir_ok"),
     "motion": "motion_px",
     "at_least": {"perm": 0.75},
@@ -114,23 +125,36 @@ def expect(words: list[str]) -> dict[str, Any]:
 
 
 def measure(video: UInt8[np.ndarray, "t h w 3"], expectation: dict[str, Any], scale: int) -> dict[str, float]:
-    """Follow the ball and fit x linear, y quadratic: residual, gravity against the caption's range, direction, size."""
+    """Follow the ball and fit x linear, y quadratic: residual, gravity against the caption's range, direction, size.
+
+    `worst_px` is the largest residual of one frame, `jolt_px` its largest second difference, `gone` the share of frames
+    without the ball; `uneven` and `stutter` are those of `pace`.
+    """
     colour = expectation.get("colour") or dominant(video)
     (ball,), off = follow(video, [colour], scale)
-    found = {"valid": float(ball.fits), "perm": ball.perm, "area_cv": ball.area_cv, "off_manifold": off}
+    found = {
+        "valid": float(ball.fits),
+        "perm": ball.perm,
+        "area_cv": ball.area_cv,
+        "gone": ball.gone,
+        "off_manifold": off,
+    } | pace(video.mean(-1))
     if not ball.fits:
-        unfit = {"traj_rms_px": UNFIT, "g_relerr": UNFIT}
+        unfit = dict.fromkeys(("traj_rms_px", "worst_px", "jolt_px", "g_relerr"), UNFIT)
         return found | unfit | dict.fromkeys(("g", "dir_ok", "size_ok", "motion_px"), 0.0)
     t = np.arange(len(video))[ball.seen]
     y, x = ball.position[ball.seen].T
     along, down = np.polynomial.Polynomial.fit(t, x, 1), np.polynomial.Polynomial.fit(t, y, 2)
-    rms = float(np.sqrt(((along(t) - x) ** 2 + (down(t) - y) ** 2).mean()))
-    g = 2.0 * float(down.convert().coef[2])
-    vx = float(along.convert().coef[1])
+    residual = np.stack([y - down(t), x - along(t)], -1)
+    distance = np.linalg.norm(residual, axis=-1)
+    g = float(down.deriv(2)(0.0))
+    vx = float(along.deriv()(0.0))
     wanted = {"left": -1.0, "right": 1.0}.get(expectation.get("direction", ""), float(np.sign(vx)))
     size = "small" if ball.radius < 0.5 * (RADIUS["small"][1] + RADIUS["large"][0]) else "large"
     return found | {
-        "traj_rms_px": rms,
+        "traj_rms_px": float(np.sqrt((distance**2).mean())),
+        "worst_px": float(distance.max()),
+        "jolt_px": jolt(residual),
         "g": g,
         "g_relerr": outside(g, expectation.get("g", (GRAVITY["weak"][0], GRAVITY["strong"][1]))),
         "dir_ok": float(wanted * vx > LEAST_SPEED),

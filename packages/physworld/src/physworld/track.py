@@ -48,6 +48,11 @@ class Track:
         return int(self.seen.sum()) >= min(LEAST_FRAMES, len(self.seen))
 
     @property
+    def gone(self) -> float:
+        """Share of frames in which there is no such body at all."""
+        return 1.0 - float(self.seen.mean())
+
+    @property
     def spread(self) -> float:
         """Root mean square distance from the mean position over the seen frames, px: 0 for a body at rest."""
         if not self.seen.any():
