@@ -52,8 +52,8 @@ def load(name_or_path: str | Path, *, device: str = "cpu", dtype: torch.dtype | 
         if folder.exists():
             raise
         raise ValueError(
-            f"expected 'world', a folder with a diffusers pipeline or a hub id, got {source!r}: there is no such folder,"
-            f" and as a hub id it failed ({str(error).splitlines()[0]})"
+            f"expected 'world', a folder with a diffusers pipeline or a hub id, got {source!r}: no such folder is"
+            f" there, and as a hub id it failed ({str(error).splitlines()[0]})"
         ) from error
     if not isinstance(pipe, WanPipeline):
         raise ValueError(f"expected a WanPipeline in {source}, got {type(pipe).__name__}")
