@@ -195,7 +195,7 @@ def _train(recipe, backbone, data, out: Path) -> None:
 
 
 def test_a_killed_training_resumes_bit_for_bit(backbone, data, make_recipe, tmp_path):
-    recipe = make_recipe("couple.steps=6")
+    recipe = make_recipe("couple.steps=20")  # time to be killed in
     whole, _ = train(recipe, backbone, data, out=tmp_path / "whole", quiet=True)
     child = multiprocessing.get_context("fork").Process(
         target=_train, args=(recipe, backbone, data, tmp_path / "killed")

@@ -81,6 +81,12 @@ def test_flow_wants_two_frames_and_a_known_method():
         flow.optical_flow(np.zeros((2, 32, 32, 3), np.uint8), "raft")
 
 
+def test_weights_that_would_have_to_be_unpickled_are_refused(tmp_path):
+    (tmp_path / "raft.pth").write_bytes(b"not looked at")
+    with pytest.raises(ValueError, match=r"as \.safetensors, got raft\.pth"):
+        flow.optical_flow(np.zeros((2, 32, 32, 3), np.uint8), "raft", weights=tmp_path / "raft.pth")
+
+
 def test_a_frame_count_that_the_vae_does_not_take_is_refused(backbone):
     with pytest.raises(ValueError, match="Use 13 or 17 frames"):
         flow.latent_flow(torch.zeros(14, 2, 32, 32), backbone.spec)

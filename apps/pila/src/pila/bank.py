@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from physfields.residuals import COMPONENTS
+
 __all__ = ["CHANNELS", "COMPONENTS", "PHASES", "SLOTS", "active_channels", "channels_of", "pack", "read", "write"]
 
 CHANNELS = 32
@@ -33,20 +35,6 @@ SLOTS: dict[str, slice] = {
     "wave": slice(28, 32),
 }
 """Channels of each field, in the paper's order."""
-
-COMPONENTS = {
-    "displacement": 2,
-    "velocity": 2,
-    "pressure": 1,
-    "density": 1,
-    "temperature": 1,
-    "phase": 1,
-    "strain": 3,
-    "stress": 3,
-    "impulse": 2,
-    "wave": 1,
-}
-"""Components of each field: vectors (y, x), symmetric tensors (yy, xx, yx)."""
 
 _CORE = ("displacement", "velocity", "pressure", "density", "strain", "stress")
 PHASES: dict[str, tuple[str, ...]] = {

@@ -83,22 +83,24 @@ def _principal_grey(video: UInt8[np.ndarray, "t h w 3"]) -> UInt8[np.ndarray, "t
 def _raft(video: UInt8[np.ndarray, "t h w 3"], weights: str | Path | None) -> Iterator[np.ndarray]:
     if weights is None or not Path(weights).is_file():
         raise ValueError(
-            f"RAFT needs its weights and found none at {weights}: download torchvision's raft_large file and pass"
-            " weights=PATH, or use method='dis', which needs none."
+            f"RAFT needs its weights and found none at {weights}: save torchvision's raft_large as safetensors"
+            " (safetensors.torch.save_file(raft_large(weights='DEFAULT').state_dict(), PATH)) and pass weights=PATH, or"
+            " use method='dis', which needs none."
+        )
+    path = Path(weights)
+    if path.suffix != ".safetensors":
+        raise ValueError(
+            f"expected RAFT's weights as .safetensors, got {path.name}: nothing is unpickled. Convert it once:"
+            " safetensors.torch.save_file(torch.load(FILE, weights_only=True), PATH)"
         )
     try:
         from torchvision.models.optical_flow import raft_large  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError("RAFT needs torchvision: uv pip install 'physbackbones[raft]'") from error
-    path = Path(weights)
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+    from safetensors.torch import load_file
 
-        state = load_file(path)
-    else:
-        state = torch.load(path, map_location="cpu", weights_only=True)  # torchvision publishes .pth files
     model = raft_large(weights=None).eval()
-    model.load_state_dict(state)
+    model.load_state_dict(load_file(path))
     frames = torch.from_numpy(video).permute(0, 3, 1, 2).float() / 127.5 - 1
     h, w = frames.shape[2:]
     frames = F.pad(frames, (0, -w % 8, 0, -h % 8), mode="replicate")
