@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-__all__ = ["Adapter", "Backbone", "LatentSpec", "Spec", "Text", "TimeSpec", "fingerprint"]
+__all__ = ["Adapter", "Asked", "Backbone", "LatentSpec", "Spec", "Text", "TimeSpec", "fingerprint"]
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,42 @@ class Spec:
         return json.loads(json.dumps(asdict(self)))
 
 
+@dataclass(frozen=True)
+class Asked:
+    """One forward call of a stock transformer, read in flow space, `(b, c, t, h, w)`, float32, whatever the family.
+
+    `x_s` is the latent on the flow path and `v` the flow velocity that the model answered; both without the channels
+    that an image model carries for its condition. `sigma` is the level of the noisy part. `noisy` is 0 where a prefix
+    is clean, 1 elsewhere, None when all is noisy. `timestep` is the call's own. `branch_rows` says which rows belong to
+    which side of the guidance: {} outside a pipeline, {"cond": all} for a family that asks branch by branch,
+    {"uncond": ..., "cond": ...} for one that asks both at once. `dtype` is the model's own output's.
+    """
+
+    x_s: Float[Tensor, "b c t h w"]
+    v: Float[Tensor, "b c t h w"]
+    sigma: Float[Tensor, " b"]
+    noisy: Float[Tensor, "b 1 t h w"] | None
+    text: Text
+    timestep: Tensor
+    branch_rows: dict[str, slice]
+    dtype: torch.dtype
+
+    def part(self, branch: str) -> "Asked":
+        """Give the rows of one branch alone; KeyError if the call did not hold it."""
+        rows = self.branch_rows[branch]
+        side: Literal["cond", "uncond"] = "cond" if branch == "cond" else "uncond"
+        return Asked(
+            x_s=self.x_s[rows],
+            v=self.v[rows],
+            sigma=self.sigma[rows],
+            noisy=None if self.noisy is None else self.noisy[rows],
+            text=Text(self.text.features[rows], self.text.mask[rows], side),
+            timestep=self.timestep[rows],
+            branch_rows={branch: slice(0, len(self.x_s[rows]))},
+            dtype=self.dtype,
+        )
+
+
 @runtime_checkable
 class Backbone(Protocol):
     """A frozen video generator inside a stock diffusers pipeline."""
@@ -167,6 +203,15 @@ class Backbone(Protocol):
         self, x_s: Float[Tensor, "b c t h w"], sigma: Float[Tensor, "b *map"], text: Text
     ) -> Float[Tensor, "b c t h w"]: ...
     def frozen(self) -> AbstractContextManager[Iterator[None] | None]: ...
+
+    # How a host reads the stock pipeline's calls and answers them (`backbones.host`).
+    def text_of(self, prompts: list[str], features: Tensor, branch: str | None = None) -> Text: ...
+    def remember(self, text: Text) -> None: ...
+    def asked(
+        self, model: nn.Module, arguments: dict[str, Any], output: Tensor, *, sigma: float | None, branch: str | None
+    ) -> Asked: ...
+    def velocity(self, asked: Asked, output: Tensor) -> Float[Tensor, "b c t h w"]: ...
+    def answer(self, asked: Asked, delta: Float[Tensor, "b c t h w"]) -> Tensor: ...
 
 
 @runtime_checkable

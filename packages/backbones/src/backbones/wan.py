@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from diffusers import WanImageToVideoPipeline, WanPipeline
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from backbones import paths
-from backbones.contract import LatentSpec, Spec, Text, TimeSpec, fingerprint
+from backbones.contract import Asked, LatentSpec, Spec, Text, TimeSpec, fingerprint
 
 __all__ = ["WanBackbone"]
 
@@ -150,6 +150,60 @@ class WanBackbone:
             )[0]
         return v.to(x_s.dtype)
 
+    def text_of(self, prompts: list[str], features: Tensor, branch: str | None = None) -> Text:
+        """Give the features that a pipeline made from the prompts as a `Text`: Wan's own zero rows tell the mask."""
+        return Text.of(features.float(), branch if branch in ("cond", "uncond") else None)
+
+    def remember(self, text: Text) -> None:
+        """Do nothing: Wan's features carry their mask (a family whose features do not learns it here)."""
+
+    def asked(
+        self, model: nn.Module, arguments: dict[str, Any], output: Tensor, *, sigma: float | None, branch: str | None
+    ) -> Asked:
+        """Read one call of a transformer: its arguments by name, its output, and what `cache_context` announced.
+
+        `sigma` is the exact level where the pipeline gives it. The image pipeline names the branch alone: then the
+        level is looked up in the scheduler's table, as UniPC truncates its timesteps to integers. Outside a pipeline
+        (`branch` None) it is timestep / 1000; RuntimeError for a half-precision timestep that the table does not
+        explain (modular Wan casts it: off by up to 2 of 1000).
+        """
+        timestep: Tensor = arguments["timestep"]
+        top = timestep.reshape(len(timestep), -1).amax(1)
+        if sigma is not None:
+            level = torch.full_like(top, sigma, dtype=torch.float32)
+        elif branch is None and top.dtype not in (torch.bfloat16, torch.float16):
+            level = top.float() / 1000.0
+        else:
+            level = level_of(self.pipe.scheduler, top)
+        noisy = None
+        if timestep.ndim == 2:
+            pt, ph, pw = self.spec.latent.patch
+            t, h, w = output.shape[2:]
+            grid = (timestep > 0).view(-1, 1, t // pt, h // ph, w // pw)
+            if not bool(grid.all()):
+                noisy = grid.repeat_interleave(pt, 2).repeat_interleave(ph, 3).repeat_interleave(pw, 4).float()
+        known = branch in ("cond", "uncond")
+        return Asked(
+            x_s=arguments["hidden_states"][:, : output.shape[1]].float(),  # I2V appends its condition
+            v=output.float(),
+            sigma=level,
+            noisy=noisy,
+            text=self.text_of([], arguments["encoder_hidden_states"], branch),
+            timestep=timestep,
+            branch_rows={str(branch): slice(0, len(output))} if known else {},
+            dtype=output.dtype,
+        )
+
+    def velocity(self, asked: Asked, output: Tensor) -> Float[Tensor, "b c t h w"]:
+        """Read another output of the same call, a guided one for example, as a flow velocity."""
+        return output.float()
+
+    def answer(self, asked: Asked, delta: Float[Tensor, "b c t h w"]) -> Tensor:
+        """Give what must be added to the model's output so that its flow velocity moves by `delta` (not in a clean
+        prefix).
+        """
+        return (delta if asked.noisy is None else delta * asked.noisy).to(asked.dtype)
+
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Hold every weight still: no gradients inside, RuntimeError at the end if a weight changed all the same."""
@@ -217,6 +271,26 @@ def _digest(*modules: nn.Module) -> str:
                 sha.update(name.encode())
                 sha.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()[:16]
+
+
+def level_of(scheduler: Any, timestep: Float[Tensor, " b"] | Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """Look up the exact sigma of rounded timesteps (all of one step) in a flow scheduler's own table.
+
+    Two steps can round to one timestep; then the step that the scheduler is about to do tells them apart. RuntimeError
+    when the table does not hold the timestep.
+    """
+    table = scheduler.timesteps.to(timestep.device).to(timestep.dtype)
+    found = (table == timestep[0]).nonzero().flatten().tolist()
+    if len(found) > 1:
+        step = scheduler.step_index if scheduler.step_index is not None else scheduler.begin_index
+        step = scheduler.index_for_timestep(scheduler.timesteps[found[0]]) if step is None else step
+        found = [step] if step in found else []
+    if not found or not bool((timestep == timestep[0]).all()):
+        raise RuntimeError(
+            f"expected timesteps that the scheduler's table holds, got {timestep.tolist()} ({timestep.dtype}): their"
+            " noise level is not known exactly. Pass float32 timesteps (1000 sigma), or sample through WanPipeline."
+        )
+    return scheduler.sigmas[found[0]].float().to(timestep.device).expand(len(timestep))
 
 
 def describe(folder: Path) -> dict[str, Any]:
