@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn import functional
 
 import backbones
 from world import vae as autoencoder
 from world.backbone import pixels_of, train
 from world.clips import read_clips
-from world.device import generator_on, usable
+from world.device import generator_on, precision, usable
 from world.evaluate import evaluate, sample_sheet
 from world.export import export
 from world.make import make
@@ -121,3 +122,15 @@ def test_training_on_an_accelerator_resumes_to_the_same_noise_and_saves_for_the_
     recipe = read_recipe(None, [*TOY, "device=cuda", "autocast=bfloat16"])
     train(large.parent / "data", large.parent / "vae", tmp_path / "run", recipe=recipe, steps=2)
     assert backbones.load(tmp_path / "run" / "weights").device.type == "cpu"
+
+
+def test_attention_stays_float32_on_the_cpu_while_matrices_run_in_bfloat16():
+    x = torch.randn(1, 2, 4, 8)
+    kept = functional.scaled_dot_product_attention(x, x, x)
+    with precision(torch.device("cpu"), "bfloat16"):
+        assert (x @ x.mT).dtype == torch.bfloat16
+        assert torch.equal(functional.scaled_dot_product_attention(x, x, x), kept)
+        narrow = functional.scaled_dot_product_attention(query=x.bfloat16(), key=x.bfloat16(), value=x.bfloat16())
+        assert narrow.dtype == torch.bfloat16  # given back as it came
+    with torch.autocast("cpu", torch.bfloat16):
+        assert functional.scaled_dot_product_attention(x, x, x).dtype == torch.bfloat16

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from backbones import tiny
 from physworld import captions
-from trainers import EMA, InMemory, Length, Optim, Stage, dump_config, fit
+from trainers import EMA, InMemory, Length, Matrices, Optim, Stage, dump_config, fit
 from world import vae as autoencoder
 from world.clips import read_clips
 from world.device import generator_on, hardware, precision, usable
@@ -41,6 +41,8 @@ from world.objective import (
 from world.recipe import Recipe
 
 FPS = 16.0
+HIDDEN = ("transformer/blocks.*", "text_encoder/*.SelfAttention.?.weight", "text_encoder/*.DenseReluDense.*")
+"""The matrices that Muon trains."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,7 @@ def train(
             schedule="hold_cosine",
             hold=recipe.hold,
             warmup_steps=recipe.warmup_steps,
+            muon=Matrices(names=HIDDEN, lr=recipe.muon_lr) if recipe.muon_lr else None,
         ),
         ema=EMA(decay=recipe.ema, apply=True),
     )

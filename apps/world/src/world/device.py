@@ -5,11 +5,14 @@ run still sees the same noise, but it is not that of the CPU.
 """
 
 import platform
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 Autocast = Literal["none", "bfloat16"]
 
@@ -46,9 +49,36 @@ def generator_on(device: torch.device, generator: torch.Generator) -> torch.Gene
     return torch.Generator(device).manual_seed(seed)
 
 
-def precision(device: torch.device, autocast: Autocast) -> AbstractContextManager[Any]:
-    """Give the context that forward passes run in; weights, sums and losses stay float32."""
-    return nullcontext() if autocast == "none" else torch.autocast(device.type, getattr(torch, autocast))
+@contextmanager
+def precision(device: torch.device, autocast: Autocast) -> Iterator[None]:
+    """Run forward passes in a lower precision; weights, sums and losses stay float32.
+
+    On the CPU attention stays float32, too: its backward in bfloat16 has no fast kernel there and takes longer than all
+    the rest of a step.
+    """
+    if autocast == "none":
+        yield
+    else:
+        attention = Float32Attention() if device.type == "cpu" else nullcontext()
+        with torch.autocast(device.type, getattr(torch, autocast)), attention:
+            yield
+
+
+class Float32Attention(TorchFunctionMode):
+    """Keeps `scaled_dot_product_attention` out of autocast while it is entered."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Widen the inputs of attention, pass everything else on."""
+        kwargs = kwargs or {}
+        if func is not functional.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        widened = [a.float() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args]
+        named = {
+            k: v.float() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in kwargs.items()
+        }
+        query = args[0] if args else kwargs["query"]
+        with torch.autocast("cpu", enabled=False):
+            return func(*widened, **named).to(query.dtype)
 
 
 def hardware(name: str = "cpu") -> str:

@@ -13,9 +13,9 @@ class Network(Config):
     """Sizes of the transformer and of the text encoder, all our choice."""
 
     layers: PositiveInt = 4
-    heads: PositiveInt = 4
+    heads: PositiveInt = 6
     head_dim: PositiveInt = 32
-    ffn: PositiveInt = 512
+    ffn: PositiveInt = 768
     patch: tuple[int, int, int] = (1, 2, 2)
     channels: PositiveInt = 16
     text_dim: PositiveInt = 64
@@ -40,7 +40,8 @@ class Recipe(Config):
     network: Network = Network()
     seed: int = 0
     batch: PositiveInt = 32
-    lr: PositiveFloat = 2e-3
+    lr: PositiveFloat = 2e-3  # AdamW's: embeddings, head, vectors
+    muon_lr: float = Field(8e-3, ge=0)  # Muon's, for the matrices of the blocks; 0 leaves them to AdamW
     weight_decay: float = 0.01
     warmup_steps: int = 60
     hold: float = Field(0.6, ge=0, le=1)  # share of the run at full rate before the cosine
@@ -48,7 +49,7 @@ class Recipe(Config):
     ema: float = Field(0.999, ge=0, lt=1)
     caption_drop: float = Field(0.1, ge=0, le=1)
     shift: PositiveFloat = 1.0  # sigma = shift u / (1 + (shift - 1) u) with u uniform; 1 is plain uniform
-    prefix_share: float = Field(0.5, ge=0, le=1)  # samples whose first latents are given clean
+    prefix_share: float = Field(0.3, ge=0, le=1)  # samples with clean first latents; .5 left text to video behind
     prefix_most: PositiveInt = 3  # longest clean prefix in latent frames (of five)
     validation_clips: PositiveInt = 64
     validate_every: PositiveInt = 200

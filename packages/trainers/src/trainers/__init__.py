@@ -9,7 +9,7 @@ from .data import Filters, InMemory, Record, Skipped, collate, read_records
 from .guards import FrozenChanged, NonFiniteLoss, TrainingWarning
 from .loop import FitResult, Guards, StageRecord, fit
 from .order import Order, derive_seed
-from .stage import EMA, Length, Loss, MapStyle, Optim, Progress, Ramp, Stage
+from .stage import EMA, Length, Loss, MapStyle, Matrices, Optim, Progress, Ramp, Stage
 from .video import ClipSpec, Decoded, VideoError
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Length",
     "Loss",
     "MapStyle",
+    "Matrices",
     "NonFiniteLoss",
     "Optim",
     "Order",

@@ -168,7 +168,7 @@ class _Run:
     def save(
         self,
         order: Order,
-        optimizer: torch.optim.Optimizer,
+        optimizer: weights.Optimizer,
         average: weights.Average | None,
         *,
         averaged: bool = False,
@@ -225,7 +225,9 @@ class _Run:
         for name, group in self.groups.items():
             group.train(name in trained).requires_grad_(name in trained)
         before = guards.digest(frozen) if self.guard.frozen else {}
-        optimizer = weights.adamw(trained, stage.optim, self.moments if resumed or stage.handover == "keep" else {})
+        optimizer = weights.Optimizer(trained, stage.optim)
+        if resumed or stage.handover == "keep":
+            optimizer.load(trained, self.moments)
         average = (
             weights.Average(stage.ema, trained, self.average if resumed and self.average else None)
             if stage.ema
@@ -250,7 +252,7 @@ class _Run:
         self.stage_index, self.step, self.stage_seconds = self.stage_index + 1, 0, 0.0
 
     def run_steps(
-        self, stage: Stage, order: Order, optimizer: torch.optim.Optimizer, average: weights.Average | None
+        self, stage: Stage, order: Order, optimizer: weights.Optimizer, average: weights.Average | None
     ) -> None:
         per_step = stage.batch_size * stage.accumulate
         steps = stage.length.in_steps(samples=len(stage.data), per_step=per_step)
@@ -297,13 +299,13 @@ class _Run:
         return late or self.global_step % self.save_every == 0
 
     def train_step(
-        self, stage: Stage, order: Order, optimizer: torch.optim.Optimizer, progress: Progress
+        self, stage: Stage, order: Order, optimizer: weights.Optimizer, progress: Progress
     ) -> tuple[dict[str, float], float]:
         """Make one optimizer step; return the mean of each term over the accumulated batches, and the gradient norm."""
         factor = stage.optim.factor(progress.step, progress.fraction)
         for group in optimizer.param_groups:
             active = progress.step >= stage.unfreeze.get(group["name"], 0)
-            group["lr"] = stage.optim.lr * stage.groups[group["name"]] * factor
+            group["lr"] = group["base_lr"] * stage.groups[group["name"]] * factor
             for p in group["params"]:
                 p.requires_grad_(active)
                 p.grad = None
@@ -345,7 +347,7 @@ class _Run:
             term, value, stage=self.stage.name, step=self.step, samples=samples, last_good=self.last_good
         )
 
-    def warn_zero(self, zero: guards.ZeroGradient, stage: Stage, optimizer: torch.optim.Optimizer) -> None:
+    def warn_zero(self, zero: guards.ZeroGradient, stage: Stage, optimizer: weights.Optimizer) -> None:
         for group in optimizer.param_groups if zero.patience else ():
             name = group["name"]
             if self.step >= stage.unfreeze.get(name, 0) and zero.look(name, group["params"]):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .config import did_you_mean, refuse_unknown
 
-__all__ = ["EMA", "Length", "Loss", "MapStyle", "Optim", "Progress", "Ramp", "Stage", "check"]
+__all__ = ["EMA", "Length", "Loss", "MapStyle", "Matrices", "Optim", "Progress", "Ramp", "Stage", "check"]
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -62,9 +62,25 @@ class Length(_Known):
 
 
 @checked_dataclass(frozen=True, config=_STRICT)
+class Matrices(_Known):
+    """Muon for the hidden matrices of a stage, beside AdamW for the rest.
+
+    `names` are patterns (`fnmatch`) over `group/parameter`; their two-dimensional parameters go to Muon, which gives
+    every direction of a matrix an equal step. Embeddings, heads, vectors and kernels belong to AdamW. The step is
+    scaled to AdamW's usual size, so `lr` may be read on AdamW's scale.
+
+    References: Muon (Jordan et al., 2024); Muon is Scalable for LLM Training (Liu et al., 2025), Section 2.2.
+    """
+
+    names: tuple[str, ...]
+    lr: float = Field(default=1e-3, gt=0)
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+
+
+@checked_dataclass(frozen=True, config=_STRICT)
 class Optim(_Known):
-    """AdamW and its schedule. `clip` bounds the gradient norm of a whole optimizer step over all groups (None: no
-    bound).
+    """AdamW and its schedule, and Muon for the matrices that `muon` names (None: for none). `clip` bounds the gradient
+    norm of a whole optimizer step over all groups (None: no bound).
 
     `schedule`: "constant"; "cosine" from `lr` down to `lr * final`; "hold_cosine" stays at `lr` for the share `hold` of
     the stage and then falls as a cosine. The first `warmup_steps` rise linearly.
@@ -79,6 +95,7 @@ class Optim(_Known):
     warmup_steps: int = Field(default=0, ge=0)
     hold: float = Field(default=0.7, ge=0, lt=1)
     final: float = Field(default=0.0, ge=0, le=1)
+    muon: Matrices | None = None
 
     def factor(self, step: int, fraction: float) -> float:
         """Return what multiplies `lr` at a step, the stage being spent by `fraction` in [0, 1].

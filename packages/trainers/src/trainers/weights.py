@@ -2,13 +2,18 @@
 average."""
 
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .stage import EMA, Optim
 
-__all__ = ["Average", "adamw", "moments", "parameters", "split", "tensors"]
+__all__ = ["Average", "Optimizer", "moments", "parameters", "split", "tensors"]
+
+MUON = ("momentum_buffer",)
+"""Moments that Muon keeps; all others are AdamW's."""
 
 
 def parameters(groups: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
@@ -35,24 +40,67 @@ def split(named: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return result
 
 
-def adamw(groups: Mapping[str, nn.Module], optim: Optim, state: Mapping[str, Tensor]) -> torch.optim.AdamW:
-    """Build the optimizer with one parameter group a name, continuing from `state` for the parameters that it knows."""
-    params = [{"name": name, "params": list(group.parameters())} for name, group in groups.items()]
-    optimizer = torch.optim.AdamW(
-        params, lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay, fused=True
-    )
-    named = parameters(groups)
-    for key, value in state.items():
-        name, _, moment = key.rpartition("#")
-        if name in named:
-            optimizer.state[named[name]][moment] = value.to(named[name].device, copy=True)
-    return optimizer
+class Optimizer:
+    """AdamW and, where a stage names matrices, Muon, stepped as one.
+
+    `param_groups` are those of both, named after the trained groups; `base_lr` is a group's rate before its factor and
+    the schedule.
+    """
+
+    def __init__(self, groups: Mapping[str, nn.Module], optim: Optim) -> None:
+        matrices = _matrices(groups, optim)
+        rest, hidden = (
+            [
+                {"name": name, "params": chosen, "base_lr": lr}
+                for name, group in groups.items()
+                if (chosen := [p for p in group.parameters() if (p in matrices) == wanted])
+            ]
+            for wanted, lr in ((False, optim.lr), (True, optim.muon.lr if optim.muon else 0.0))
+        )
+        self._parts: list[torch.optim.Optimizer] = []
+        if rest:
+            adam: Any = {"betas": optim.betas, "eps": optim.eps, "weight_decay": optim.weight_decay, "fused": True}
+            self._parts.append(torch.optim.AdamW(rest, lr=optim.lr, **adam))
+        if hidden and optim.muon:
+            settings: Any = {"weight_decay": optim.weight_decay, "adjust_lr_fn": "match_rms_adamw"}
+            self._parts.append(torch.optim.Muon(hidden, lr=optim.muon.lr, momentum=optim.muon.momentum, **settings))
+        self.param_groups = [group for part in self._parts for group in part.param_groups]
+
+    def step(self) -> None:
+        """Take one step with the gradients that are there."""
+        for part in self._parts:
+            part.step()
+
+    def state(self, p: nn.Parameter) -> dict[str, Tensor]:
+        """Return the moments of a parameter, none before its first step."""
+        return next((part.state[p] for part in self._parts if p in part.state), {})
+
+    def load(self, groups: Mapping[str, nn.Module], moments: Mapping[str, Tensor]) -> None:
+        """Continue from saved moments, for the parameters that they know and the optimizer that made them."""
+        named = parameters(groups)
+        owner = {p: part for part in self._parts for group in part.param_groups for p in group["params"]}
+        for key, value in moments.items():
+            name, _, moment = key.rpartition("#")
+            if name in named and (moment in MUON) == isinstance(owner[named[name]], torch.optim.Muon):
+                owner[named[name]].state[named[name]][moment] = value.to(named[name].device, copy=True)
 
 
-def moments(groups: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _matrices(groups: Mapping[str, nn.Module], optim: Optim) -> set[nn.Parameter]:
+    if optim.muon is None:
+        return set()
+    named = {key: p for key, p in parameters(groups).items() if p.ndim == 2}
+    for pattern in optim.muon.names:
+        if not any(fnmatchcase(key, pattern) for key in named):
+            raise ValueError(
+                f"expected a pattern that matches a matrix of the groups {', '.join(groups)}, got {pattern!r}; "
+                f"matrices are, among others, {', '.join(list(named)[:3]) or 'none'}"
+            )
+    return {p for key, p in named.items() if any(fnmatchcase(key, pattern) for pattern in optim.muon.names)}
+
+
+def moments(groups: Mapping[str, nn.Module], optimizer: Optimizer) -> dict[str, Tensor]:
     """Return the optimizer's state by `group/name#moment`."""
-    state = optimizer.state
-    return {f"{key}#{m}": value for key, p in parameters(groups).items() for m, value in state.get(p, {}).items()}
+    return {f"{key}#{m}": value for key, p in parameters(groups).items() for m, value in optimizer.state(p).items()}
 
 
 class Average:
