@@ -44,10 +44,6 @@ def large(tmp_path_factory):
     return root / "run"
 
 
-# torch says so of a norm whose weight is float32 under autocast; on the CPU only, and it computes the same
-pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
-
-
 def test_draws_on_the_cpu_are_those_of_the_first_run():
     """The numbers were drawn before training knew any other device: a run of then resumes to the same weights."""
     generator = torch.Generator().manual_seed(7)
