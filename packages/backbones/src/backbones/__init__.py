@@ -11,8 +11,10 @@ from backbones import paths
 from backbones.contract import Adapter, Backbone, LatentSpec, Spec, Text, TimeSpec
 
 if TYPE_CHECKING:
-    from backbones import bundle, flow, tiny
+    from backbones import bundle, flow, taps, tiny
+    from backbones.block_copy import fresh_copy
     from backbones.block_pca import AutoencoderBlockPCA
+    from backbones.blocks import BlockSpec, BlockStack, Tokens, blocks_of, lockstep
     from backbones.bundle import Bundle
     from backbones.host import Attached, attach
     from backbones.loading import load
@@ -24,20 +26,27 @@ __all__ = [
     "Attached",
     "AutoencoderBlockPCA",
     "Backbone",
+    "BlockSpec",
+    "BlockStack",
     "Bundle",
     "LatentSpec",
     "Spec",
     "Text",
     "TimeSpec",
+    "Tokens",
     "WanBackbone",
     "__version__",
     "attach",
+    "blocks_of",
     "bundle",
     "flow",
+    "fresh_copy",
     "load",
+    "lockstep",
     "noise",
     "paths",
     "sample",
+    "taps",
     "tiny",
 ]
 __version__ = version("physbackbones")
@@ -45,14 +54,20 @@ __version__ = version("physbackbones")
 _HOME = {
     "Attached": "host",
     "AutoencoderBlockPCA": "block_pca",
+    "BlockSpec": "blocks",
+    "BlockStack": "blocks",
     "Bundle": "bundle",
+    "Tokens": "blocks",
     "WanBackbone": "wan",
     "attach": "host",
+    "blocks_of": "blocks",
+    "fresh_copy": "block_copy",
     "load": "loading",
+    "lockstep": "blocks",
     "noise": "sampling",
     "sample": "sampling",
 }
-_MODULES = ("bundle", "flow", "tiny")
+_MODULES = ("bundle", "flow", "taps", "tiny")
 
 
 def __getattr__(name: str) -> Any:
