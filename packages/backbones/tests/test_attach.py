@@ -272,7 +272,8 @@ def test_a_half_precision_model_keeps_its_dtype_and_the_adapter_works_in_float32
         assert backbone.transformer.dtype == torch.bfloat16
         assert sample(backbone, ["a ball"], seed=0, steps=1, **SIZE).dtype == torch.float32
         assert all(t.dtype == torch.float32 for t in probe.diary[0][:3])
-        backbone.transformer.to(torch.bfloat16)
+        assert probe.weight.dtype == torch.float32
+        probe.to(torch.bfloat16)
         with pytest.raises(RuntimeError, match=r"adapter was cast to torch\.bfloat16"):
             sample(backbone, ["a ball"], seed=0, steps=1, **SIZE)
 

@@ -12,11 +12,12 @@ from backbones.contract import Adapter, Backbone, LatentSpec, Spec, Text, TimeSp
 
 if TYPE_CHECKING:
     from backbones import bundle, flow, taps, tiny
+    from backbones.attached import Attached, attach
+    from backbones.block_adapter import BlockAdapter, Call
     from backbones.block_copy import fresh_copy
     from backbones.block_pca import AutoencoderBlockPCA
     from backbones.blocks import BlockSpec, BlockStack, Tokens, blocks_of, lockstep
     from backbones.bundle import Bundle
-    from backbones.host import Attached, attach
     from backbones.loading import load
     from backbones.sampling import noise, sample
     from backbones.wan import WanBackbone
@@ -26,9 +27,11 @@ __all__ = [
     "Attached",
     "AutoencoderBlockPCA",
     "Backbone",
+    "BlockAdapter",
     "BlockSpec",
     "BlockStack",
     "Bundle",
+    "Call",
     "LatentSpec",
     "Spec",
     "Text",
@@ -52,14 +55,16 @@ __all__ = [
 __version__ = version("physbackbones")
 
 _HOME = {
-    "Attached": "host",
+    "Attached": "attached",
     "AutoencoderBlockPCA": "block_pca",
+    "BlockAdapter": "block_adapter",
     "BlockSpec": "blocks",
     "BlockStack": "blocks",
     "Bundle": "bundle",
+    "Call": "block_adapter",
     "Tokens": "blocks",
     "WanBackbone": "wan",
-    "attach": "host",
+    "attach": "attached",
     "blocks_of": "blocks",
     "fresh_copy": "block_copy",
     "load": "loading",
