@@ -1,5 +1,7 @@
 """A tiny Wan with random weights: stock classes in the stock layout, small enough for a test and for a laptop to train.
 
+`pipeline` is the size that trains; `family` gives every generator family at a size that only tests want.
+
 Only sizes differ from the real thing. The tokenizer knows a closed list of words; its `model_max_length` is the length
 that text is padded to (pass it as `max_sequence_length` when you call the pipeline by hand: the pads are part of what
 the model was trained on).
@@ -7,6 +9,7 @@ the model was trained on).
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
@@ -16,7 +19,16 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from backbones.block_pca import AutoencoderBlockPCA
 
-__all__ = ["kl_vae", "pipeline", "text_encoder", "tokenizer", "transformer"]
+__all__ = ["family", "kl_vae", "pipeline", "text_encoder", "tokenizer", "transformer"]
+
+
+def family(name: str, *, layers: int = 2, seed: int = 0) -> Any:
+    """Build the stock pipeline of a generator family with random weights (`backbones.tiny_families` names them)."""
+    from backbones.tiny_families import (
+        family as build,
+    )  # imports every family's classes, which `pipeline` does not need
+
+    return build(name, layers=layers, seed=seed)
 
 
 def pipeline(
