@@ -26,6 +26,7 @@ def fresh_copy(block: nn.Module, config: Any) -> nn.Module:
     ValueError for a block of an unknown class, one that carries LoRA layers or other additions, one whose weights are
     elsewhere (offloaded), packed weights, and a config of another size.
     """
+    from diffusers.models.attention_processor import FusedCogVideoXAttnProcessor2_0
     from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
     from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 
@@ -38,6 +39,7 @@ def fresh_copy(block: nn.Module, config: Any) -> nn.Module:
             f"expected a {' or a '.join(c.__name__ for c in builders)}, got {type(block).__name__}: give one block of a"
             " stock transformer, not compiled or wrapped"
         )
+    check_memory(block)
     with torch.device("meta"):
         new = builders[type(block)](config)
     weights = {
@@ -49,15 +51,25 @@ def fresh_copy(block: nn.Module, config: Any) -> nn.Module:
     new.load_state_dict(weights, assign=True)
     new.requires_grad_(True)
     for name, module in block.named_modules():
-        if hasattr(module, "processor"):  # the attention backend and the context-parallel plan live there
+        # The attention backend and the context-parallel plan live there; fused projections are not copied.
+        if hasattr(module, "processor") and not isinstance(module.processor, FusedCogVideoXAttnProcessor2_0):
             new.get_submodule(name).processor = copy.copy(module.processor)
     return new.train(block.training)
 
 
+def check_memory(block: nn.Module) -> None:
+    """Refuse a block whose weights are elsewhere: on meta under hooks (accelerate), or in a file (diffusers), where what
+    is in memory is not even initialised.
+    """
+    hooks = [h for m in block.modules() for h in getattr(vars(m).get("_diffusers_hook"), "hooks", {}).values()]
+    on_disk = any(getattr(getattr(h, "group", None), "offload_to_disk_path", None) for h in hooks)
+    hooked = any("forward" in vars(m) for m in block.modules())
+    if on_disk or (hooked and any(p.is_meta for p in block.parameters())):
+        raise ValueError("the block's weights are not in memory: copy the block before offload is enabled")
+
+
 def plain(name: str, value: Tensor, block: nn.Module) -> Tensor:
     """Give a weight as a floating-point tensor that can be trained."""
-    if value.is_meta and any("forward" in vars(m) for m in block.modules()):
-        raise ValueError(f"the weight {name!r} is not in memory: copy the block before offload is enabled")
     if value.is_quantized or type(value).dequantize is not Tensor.dequantize:
         value = value.dequantize()
     if not value.is_floating_point():

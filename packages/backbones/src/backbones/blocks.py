@@ -295,30 +295,39 @@ def inside_hooks(module: nn.Module, forward: Callable[..., Any], *args: Any, **k
         return module._call_impl(*args, **kwargs)  # not __call__: a compiled block holds its own forward
 
 
+@dataclass(frozen=True)
+class Mirror:
+    """A forward that stands in a module's place for one call; known again when the same block is entered twice."""
+
+    forward: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
+
+
 @contextmanager
 def innermost(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Put `forward` where the hooks around a module keep the module's original forward."""
-    slots = [(vars(module), "forward"), (vars(module), "_old_forward")]  # torch or accelerate
-    for ref in getattr(vars(module).get("_diffusers_hook"), "_fn_refs", ()):
-        slots += [(vars(ref), "forward"), (vars(ref), "original_forward")]
-    if "forward" not in vars(module):
-        vars(module)["forward"] = forward
-        try:
-            yield
-        finally:
-            del vars(module)["forward"]
-        return
-    held = [(d, n) for d, n in slots if getattr(d.get(n), "__func__", None) is type(module).forward]
-    if not held:
+    own = vars(module)
+    places = [(own, "forward"), (own, "_old_forward")]  # torch, accelerate
+    for ref in getattr(own.get("_diffusers_hook"), "_fn_refs", ()):
+        places += [(vars(ref), "forward"), (vars(ref), "original_forward")]
+
+    def original(f: Any) -> bool:
+        return isinstance(f, Mirror) or getattr(f, "__func__", None) is type(module).forward
+
+    held = [(d, name, d[name]) for d, name in places if original(d.get(name))]
+    if not held and "forward" in own:
         raise RuntimeError(
             f"the forward of a {type(module).__name__} was replaced by something other than the hooks of diffusers or"
             " accelerate: functions at the seams inside it cannot be called. Remove the replacement."
         )
-    before = [(d, n, d[n]) for d, n in held]
-    for d, n in held:
-        d[n] = forward
+    for d, name, _ in held or [(own, "forward", None)]:
+        d[name] = Mirror(forward)
     try:
         yield
     finally:
-        for d, n, old in before:
-            d[n] = old
+        if not held:
+            del own["forward"]
+        for d, name, before in held:
+            d[name] = before
