@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-__all__ = ["Adapter", "Asked", "Backbone", "LatentSpec", "Spec", "Text", "TimeSpec", "fingerprint"]
+__all__ = ["Adapter", "Asked", "Backbone", "Condition", "LatentSpec", "Spec", "Text", "TimeSpec", "fingerprint"]
 
 
 @dataclass(frozen=True)
@@ -53,18 +53,24 @@ class Text:
 
 @dataclass(frozen=True)
 class LatentSpec:
-    """Shape and normalisation of the latents. `stride` and `patch` are (t, y, x)."""
+    """Shape and normalisation of the latents. `stride` and `patch` are (t, y, x).
+
+    `frame_step` is the step of legal frame counts where it is not the temporal stride (0: it is). `lead` is how many
+    still copies of latent 0 stand in front, for a model whose patches take several latents (CogVideoX 1.5).
+    """
 
     channels: int
     stride: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     patch: tuple[int, int, int]
+    frame_step: int = 0
+    lead: int = 0
 
     @property
     def frame_rule(self) -> str:
-        """Legal frame counts in words: "4n+1" for Wan."""
-        return f"{self.stride[0]}n+1"
+        """Legal frame counts in words: "4n+1" for Wan, "8n+1" for CogVideoX."""
+        return f"{self.frame_step or self.stride[0]}n+1"
 
     def shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """Give (channels, t, y, x) of the latent of a video; ValueError names the nearest legal sizes."""
@@ -76,14 +82,14 @@ class LatentSpec:
         >>> LatentSpec(1, (4, 8, 8), (0.0,), (1.0,), (1, 2, 2)).latents(17)
         5
         """
-        s = self.stride[0]
+        s = self.frame_step or self.stride[0]
         if frames < 1 or (frames - 1) % s:
             below = max((frames - 1) // s * s + 1, 1)
             raise ValueError(
                 f"expected {self.frame_rule} frames, got {frames}: the VAE would lose the tail in silence."
                 f" Use {below} or {below + s} frames."
             )
-        return (frames - 1) // s + 1
+        return (frames - 1) // self.stride[0] + 1 + self.lead
 
     def _space(self, height: int, width: int) -> tuple[int, int]:
         out = []
@@ -99,17 +105,22 @@ class LatentSpec:
 
 @dataclass(frozen=True)
 class TimeSpec:
-    """When latents happen: frames per second of the training clips and the temporal stride of the VAE."""
+    """When latents happen: frames per second of the training clips and the temporal stride of the VAE.
+
+    `lead` latents in front are still copies of latent 0; each is placed one latent earlier than the next.
+    """
 
     fps: float
     stride: int
+    lead: int = 0
 
     def frames_of(self, latent: int) -> range:
-        """Give the frames that a latent covers: 0 alone, then `stride` at a time.
+        """Give the frames that a latent covers: 0 alone (for a lead-in, too), then `stride` at a time.
 
         >>> TimeSpec(16.0, 4).frames_of(2)
         range(5, 9)
         """
+        latent = max(latent - self.lead, 0)
         return range(1) if latent == 0 else range((latent - 1) * self.stride + 1, latent * self.stride + 1)
 
     def latent_times(self, frames: int) -> Float[Tensor, " t"]:
@@ -118,8 +129,9 @@ class TimeSpec:
         >>> TimeSpec(16.0, 4).latent_times(13)
         tensor([0.0000, 0.6250, 1.6250, 2.6250])
         """
-        covered = [self.frames_of(j) for j in range((frames - 1) // self.stride + 1)]
-        return torch.tensor([(r[0] + r[-1]) / 2 / self.stride for r in covered])
+        covered = [self.frames_of(self.lead + j) for j in range((frames - 1) // self.stride + 1)]
+        still = [float(j - self.lead) for j in range(self.lead)]
+        return torch.tensor(still + [(r[0] + r[-1]) / 2 / self.stride for r in covered])
 
 
 @dataclass(frozen=True)
@@ -134,8 +146,12 @@ class Spec:
     per_token_time: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain JSON values."""
-        return json.loads(json.dumps(asdict(self)))
+        """Give plain JSON values; what a family does not have (a lead-in, a frame step of its own) is left out."""
+        content = json.loads(json.dumps(asdict(self)))
+        for part, name in (("latent", "frame_step"), ("latent", "lead"), ("time", "lead")):
+            if not content[part][name]:
+                del content[part][name]
+        return content
 
 
 @dataclass(frozen=True)
@@ -174,6 +190,17 @@ class Asked:
         )
 
 
+@dataclass(frozen=True)
+class Condition:
+    """What an image-to-video model reads beside the noisy latent: condition channels, and image tokens if any."""
+
+    channels: Float[Tensor, "b k t h w"]
+    image: Float[Tensor, "b n d"] | None = None
+
+    def __getitem__(self, index: slice | list[int] | Tensor) -> "Condition":
+        return Condition(self.channels[index], None if self.image is None else self.image[index])
+
+
 @runtime_checkable
 class Backbone(Protocol):
     """A frozen video generator inside a stock diffusers pipeline."""
@@ -196,11 +223,20 @@ class Backbone(Protocol):
     def latent_hash(self) -> str: ...
     @property
     def digest(self) -> str: ...
+    @property
+    def sigma_ranges(self) -> tuple[tuple[float, float], ...]: ...
+    @property
+    def conditioned(self) -> bool: ...
     def encode(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b c tl hl wl"]: ...
     def decode(self, latent: Float[Tensor, "b c tl hl wl"]) -> Float[Tensor, "b 3 t h w"]: ...
     def embed(self, prompts: list[str]) -> Text: ...
+    def condition(self, image: Float[Tensor, "b 3 h w"], frames: int) -> Condition: ...
     def predict(
-        self, x_s: Float[Tensor, "b c t h w"], sigma: Float[Tensor, "b *map"], text: Text
+        self,
+        x_s: Float[Tensor, "b c t h w"],
+        sigma: Float[Tensor, "b *map"],
+        text: Text,
+        condition: Condition | None = None,
     ) -> Float[Tensor, "b c t h w"]: ...
     def frozen(self) -> AbstractContextManager[Iterator[None] | None]: ...
 

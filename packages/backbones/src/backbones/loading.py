@@ -1,7 +1,7 @@
 """Load a backbone by name, folder or hub id.
 
-`"world"` is the embedded default inside this package. A folder or a hub id must hold a diffusers Wan pipeline. An
-optional `backbone.json` beside `model_index.json` gives `id` and `fps`.
+`"world"` is the embedded default inside this package. A folder or a hub id must hold a diffusers pipeline of Wan or
+CogVideoX, for text or an image. An optional `backbone.json` beside `model_index.json` gives `id` and `fps`.
 """
 
 import json
@@ -10,28 +10,54 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-# Importing Wan's image-to-video pipeline makes transformers look for CLIP's image processor, which no Wan here uses.
+# Importing Wan's image-to-video pipeline makes transformers look for CLIP's image processor: a note, not a fault.
 logging.getLogger("transformers.utils.import_utils").addFilter(
     lambda record: "`CLIPImageProcessor` requires torchvision" not in record.getMessage()
 )
 
+import diffusers  # noqa: E402
 import torch  # noqa: E402
-from diffusers import DiffusionPipeline, WanPipeline  # noqa: E402
+from diffusers import DiffusionPipeline  # noqa: E402
 from diffusers.utils import logging as diffusers_logging  # noqa: E402
 from transformers.utils import logging as transformers_logging  # noqa: E402
 
 # diffusers loads a component class outside its own libraries only when its module is already imported
 from backbones import block_pca as _block_pca  # noqa: E402, F401
+from backbones import guards  # noqa: E402
+from backbones.cogvideox import CogVideoXBackbone  # noqa: E402
+from backbones.stock import StockBackbone  # noqa: E402
 from backbones.wan import WanBackbone, describe  # noqa: E402
 
-__all__ = ["load", "save"]
+__all__ = ["load", "save", "wrap"]
 
-MODEL_24_FPS = 48  # latent channels of Wan2.2 TI2V-5B, the only 24 fps model of the family
+FAMILIES: tuple[type[WanBackbone] | type[CogVideoXBackbone], ...] = (WanBackbone, CogVideoXBackbone)
 
 
-def load(name_or_path: str | Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> WanBackbone:
-    """Load `"world"`, a diffusers folder or a hub id; ValueError with the remedy when there is nothing to load."""
+def wrap(pipe: Any, *, id: str = "", fps: float | None = None) -> WanBackbone | CogVideoXBackbone:
+    """Put a loaded stock pipeline behind the contract; ValueError names the classes that can be."""
+    for family in FAMILIES:
+        if isinstance(pipe, family.pipelines):
+            return family(pipe, id=id, fps=fps)
+    known = ", ".join(p.__name__ for family in FAMILIES for p in family.pipelines)
+    raise ValueError(f"expected a pipeline among {known}, got {type(pipe).__name__}")
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    torch_dtype: torch.dtype | None = None,
+) -> WanBackbone | CogVideoXBackbone:
+    """Load `"world"`, a diffusers folder or a hub id; ValueError with the remedy when there is nothing to load.
+
+    `torch_dtype` is `dtype` under diffusers' former name. Wan's VAE stays in float32 whatever the dtype.
+    """
+    if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
+        raise ValueError(f"expected one dtype, got dtype={dtype} and torch_dtype={torch_dtype}")
+    dtype = dtype or torch_dtype
     embedded = Path(str(files("backbones"))) / "weights"
     folder = embedded / str(name_or_path)
     if name_or_path == "world" and not (folder / "model_index.json").is_file():
@@ -42,12 +68,11 @@ def load(name_or_path: str | Path, *, device: str = "cpu", dtype: torch.dtype | 
         )
     if not (folder / "model_index.json").is_file():
         folder = Path(name_or_path)
-    if folder.exists() and not (folder / "model_index.json").is_file():
-        raise ValueError(f"expected a diffusers pipeline folder with a model_index.json, got {folder}")
+    guards.checkpoint_layout(folder)
     source = str(folder) if folder.exists() else str(name_or_path)
     try:
         with _quiet():
-            pipe = DiffusionPipeline.from_pretrained(source, **({} if dtype is None else {"dtype": dtype}))
+            pipe = DiffusionPipeline.from_pretrained(source, **_dtypes(dtype))
     except (OSError, ValueError) as error:
         if folder.exists():
             raise
@@ -55,21 +80,21 @@ def load(name_or_path: str | Path, *, device: str = "cpu", dtype: torch.dtype | 
             f"expected 'world', a folder with a diffusers pipeline or a hub id, got {source!r}: no such folder is"
             f" there, and as a hub id it failed ({str(error).splitlines()[0]})"
         ) from error
-    if not isinstance(pipe, WanPipeline):
-        raise ValueError(f"expected a WanPipeline in {source}, got {type(pipe).__name__}")
-    if pipe.vae.dtype != torch.float32:
-        pipe.vae.to(torch.float32)  # a VAE in half precision loses the picture
-    for module in (pipe.transformer, pipe.transformer_2, pipe.text_encoder, pipe.vae):
-        if module is not None:
+    # Half precision loses the picture, and a checkpoint may hold the VAE in it; CogVideoX's pipelines never cast to it.
+    precision = pipe.transformer.dtype if isinstance(wrap(pipe), CogVideoXBackbone) else torch.float32
+    if pipe.vae.dtype != precision:
+        with _quiet():
+            pipe.vae.to(precision)
+    for module in pipe.components.values():
+        if isinstance(module, torch.nn.Module):
             module.eval()
     pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
     about = describe(folder)
-    fps = about.get("fps", 24.0 if pipe.vae.config.z_dim == MODEL_24_FPS else 16.0)
-    return WanBackbone(pipe, id=about.get("id", str(name_or_path)), fps=fps)
+    return wrap(pipe, id=about.get("id", str(name_or_path)), fps=about.get("fps"))
 
 
-def save(backbone: WanBackbone, folder: str | Path, *, id: str) -> Path:
+def save(backbone: StockBackbone, folder: str | Path, *, id: str) -> Path:
     """Write the pipeline in diffusers layout with `backbone.json` beside it, so that `load` gives the same contract."""
     folder = Path(folder)
     backbone.pipe.save_pretrained(folder)
@@ -77,9 +102,17 @@ def save(backbone: WanBackbone, folder: str | Path, *, id: str) -> Path:
         content = json.loads(config.read_text())
         if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
             config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")  # where it lay before is nobody's
-    about = {"id": id, "fps": backbone.spec.time.fps, "words": list(backbone.words)}
+    about: dict[str, Any] = {"id": id, "fps": backbone.spec.time.fps, "words": list(backbone.words)}
     (folder / "backbone.json").write_text(json.dumps(about, indent=1) + "\n")
     return folder
+
+
+def _dtypes(dtype: torch.dtype | None) -> dict[str, Any]:
+    """Say the dtype as this diffusers wants it: before 0.42 the argument was called `torch_dtype`."""
+    if dtype is None:
+        return {}
+    name = "dtype" if tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 42) else "torch_dtype"
+    return {name: {"default": dtype, "vae": torch.float32}}
 
 
 @contextmanager

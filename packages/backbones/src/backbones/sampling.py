@@ -1,9 +1,11 @@
 """Sample videos through the stock pipelines, with noise that belongs to a clip and not to its batch.
 
 Each clip draws its noise from a generator of its own, on the CPU: the same seed gives the same noise alone or among
-others, on any device, with or without an adapter. That is what a paired comparison needs.
+others, on any device, with or without an adapter. That is what a paired comparison needs. Schedulers that draw noise at
+every step (CogVideoX-5B's) get one generator a clip, seeded by the clip's first noise.
 """
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,13 +14,13 @@ from diffusers import WanImageToVideoPipeline
 from jaxtyping import Float
 from torch import Tensor
 
-from backbones.wan import WanBackbone
+from backbones.stock import StockBackbone, pictures
 
 __all__ = ["noise", "sample"]
 
 
 def noise(
-    backbone: WanBackbone, seeds: Sequence[int], frames: int = 17, height: int = 32, width: int = 32
+    backbone: StockBackbone, seeds: Sequence[int], frames: int = 17, height: int = 32, width: int = 32
 ) -> Float[Tensor, "b c tl hl wl"]:
     """Give standard normal latents, one seed a clip; ValueError names the nearest legal size."""
     shape = backbone.spec.latent.shape(frames, height, width)
@@ -26,7 +28,7 @@ def noise(
 
 
 def sample(
-    backbone: WanBackbone,
+    backbone: StockBackbone,
     prompts: Sequence[str],
     *,
     seed: int | Sequence[int] | None = None,
@@ -42,10 +44,15 @@ def sample(
     """Give videos in [-1, 1] of the prompts.
 
     `seed` is one per prompt, or one number from which clip i takes `seed + i`; or give `noise` itself. `image` in [-1,
-    1] is the clean first frame of each clip (through `WanImageToVideoPipeline`, clip by clip: that pipeline repeats a
-    batch of images by the batch).
+    1] is the first frame of each clip: an image-to-video model wants it, a TI2V model takes it as a clean prefix
+    (through `WanImageToVideoPipeline`). Clips with an image are sampled one by one: those pipelines repeat a batch of
+    images by the batch.
     """
     prompts = list(prompts)
+    if backbone.conditioned and image is None:
+        raise ValueError(f"{backbone.id} is an image-to-video model: pass `image`, the first frame of each clip")
+    if image is not None and tuple(image.shape[2:]) != (height, width):
+        raise ValueError(f"expected first frames of {height} x {width}, got {tuple(image.shape[2:])}")
     latents = _latents(backbone, prompts, seed, noise, (frames, height, width))
     backbone.check_words(prompts)
     settings: dict[str, Any] = {
@@ -57,27 +64,33 @@ def sample(
         "max_sequence_length": backbone.spec.text_length,
         "output_type": "pt",
     }
-    size = len(prompts) if batch_size is None else batch_size
     if image is None:
-        cuts = range(0, len(prompts), size)
-        parts = [backbone.pipe(prompts[i : i + size], latents=latents[i : i + size], **settings).frames for i in cuts]
+        call: Any = backbone.pipe
+        size = len(prompts) if batch_size is None else batch_size
+        firsts: list[Any] = []
     else:
         if len(image) != len(prompts):
             raise ValueError(f"expected one first frame per prompt, got {len(image)} for {len(prompts)} prompts")
-        first = (image.clamp(-1, 1) + 1) / 2  # the pipeline wants pictures in [0, 1] and maps them itself
-        one = range(len(prompts))
-        call: Any = image_pipeline(backbone)
-        parts = [call(first[i : i + 1], [prompts[i]], latents=latents[i : i + 1], **settings).frames for i in one]
-    return torch.cat(parts).transpose(1, 2) * 2 - 1
+        call, size = image_pipeline(backbone), 1
+        firsts = pictures(image, as_pil=getattr(call, "image_encoder", None) is not None)
+    parts = []
+    for i in range(0, len(prompts), size):
+        given = settings | _noise(backbone, latents[i : i + size]) | ({"image": firsts[i]} if firsts else {})
+        parts.append(call(prompt=prompts[i : i + size], **given).frames)
+    return torch.cat(parts).float().transpose(1, 2) * 2 - 1
 
 
-def image_pipeline(backbone: WanBackbone) -> WanImageToVideoPipeline:
-    """Give the stock image-to-video pipeline over the same components; ValueError if the model has no clean prefix."""
+def image_pipeline(backbone: StockBackbone) -> Any:
+    """Give the stock image-to-video pipeline of a model; ValueError if the model takes no first frame."""
+    if backbone.conditioned:
+        return backbone.pipe
     if not backbone.spec.per_token_time:
         raise ValueError(
-            f"expected a TI2V backbone (expand_timesteps) for a first frame, got {backbone.id}."
-            " Sample it without `image`."
+            f"expected an image-to-video model, or a TI2V backbone (expand_timesteps), for a first frame, got"
+            f" {backbone.id}. Sample it without `image`."
         )
+    if isinstance(backbone.pipe, WanImageToVideoPipeline):
+        return backbone.pipe
     pipe = WanImageToVideoPipeline(**backbone.pipe.components, expand_timesteps=True)
     pipe.set_progress_bar_config(disable=True)
     host = getattr(backbone.transformer, "phys_attached", None)
@@ -86,8 +99,21 @@ def image_pipeline(backbone: WanBackbone) -> WanImageToVideoPipeline:
     return pipe
 
 
+def _noise(backbone: StockBackbone, latents: Float[Tensor, "b c t h w"]) -> dict[str, Any]:
+    """Say the first noise as the pipeline wants it; it scales by the scheduler's `init_noise_sigma` itself."""
+    if backbone.spec.prediction == "flow":
+        return {"latents": latents}
+    generators = []
+    for clip in latents:
+        content = clip.cpu().contiguous().numpy().tobytes()
+        number = int.from_bytes(hashlib.blake2b(content, digest_size=7).digest())
+        generators.append(torch.Generator().manual_seed(number))
+    dtype = backbone.pipe.text_encoder.dtype  # the pipeline would have drawn it so, and never casts it again
+    return {"latents": latents.transpose(1, 2).to(dtype), "generator": generators}
+
+
 def _latents(
-    backbone: WanBackbone,
+    backbone: StockBackbone,
     prompts: list[str],
     seed: int | Sequence[int] | None,
     given: Tensor | None,

@@ -1,17 +1,14 @@
-"""Wan (2.1, 2.2 TI2V, and the embedded default) behind the contract, on a stock `WanPipeline`.
+"""Wan (2.1, 2.2 TI2V, 2.2 A14B, and the embedded default) behind the contract, on the stock pipelines.
 
 Traps that this file takes care of: latents are normalised with the config's mean and std; text is zero after its end
-and no mask is used in attention, so the length that it is padded to is part of the model; a pipeline with
-`expand_timesteps` (TI2V) is asked with one timestep a token; timesteps are 1000 sigma; a wrong frame count would lose
-the tail in silence.
+and no mask is used in attention, so the length that it is padded to is part of the model (exactly 512 rows for models
+with image tokens); a pipeline with `expand_timesteps` (TI2V) is asked with one timestep a token; timesteps are 1000
+sigma, and UniPC truncates them to integers; an image model reads 20 channels beside the noisy ones; a wrong frame count
+would lose the tail in silence.
 """
 
-import hashlib
 import json
-import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +17,28 @@ from diffusers import WanImageToVideoPipeline, WanPipeline
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from backbones import paths
-from backbones.contract import Asked, LatentSpec, Spec, Text, TimeSpec, fingerprint
+from backbones.contract import Asked, Condition, LatentSpec, Spec, Text, TimeSpec
+from backbones.stock import StockBackbone, pictures
 
 __all__ = ["WanBackbone"]
 
 MAX_TEXT = 512  # Wan's own text length; longer limits in a tokenizer's config mean "none"
+CHANNELS_24_FPS = 48  # latent channels of Wan2.2 TI2V-5B, the only 24 fps model of the family
 
 
-class WanBackbone:
+class WanBackbone(StockBackbone):
     """A frozen Wan. `pipe` stays the stock pipeline and can be called as such at any time.
 
-    `fps` is the frame rate of the clips that the model was trained on; it only matters for display.
+    `fps` is the frame rate of the clips that the model was trained on (16, for Wan2.2 TI2V 24); it only matters for
+    display.
     """
 
-    paths = paths
+    pipelines = (WanPipeline, WanImageToVideoPipeline)
 
-    def __init__(self, pipe: Any, *, id: str = "", fps: float = 16.0) -> None:
-        if not isinstance(pipe, WanPipeline | WanImageToVideoPipeline):
-            raise ValueError(f"expected a WanPipeline or a WanImageToVideoPipeline, got {type(pipe).__name__}")
-        if pipe.transformer is None:
-            raise ValueError("expected a pipeline with a transformer, got one whose `transformer` is None")
-        self.pipe: Any = pipe
-        self.id = id or str(getattr(pipe, "name_or_path", "") or type(pipe).__name__)
+    def __init__(self, pipe: Any, *, id: str = "", fps: float | None = None) -> None:
+        super().__init__(pipe, id)
         vae, dit = pipe.vae.config, pipe.transformer.config
+        usual = 24.0 if vae.z_dim == CHANNELS_24_FPS else 16.0
         length = min(int(pipe.tokenizer.model_max_length), MAX_TEXT)
         self.spec = Spec(
             latent=LatentSpec(
@@ -53,69 +48,24 @@ class WanBackbone:
                 std=tuple(map(float, vae.latents_std)),
                 patch=tuple(dit.patch_size),
             ),
-            time=TimeSpec(fps=float(fps), stride=vae.scale_factor_temporal),
+            time=TimeSpec(fps=float(usual if fps is None else fps), stride=vae.scale_factor_temporal),
             prediction="flow",
             text_dim=dit.text_dim,
-            text_length=length,
+            text_length=MAX_TEXT if dit.image_dim is not None else length,
             per_token_time=bool(pipe.config["expand_timesteps"]),
         )
 
     @property
-    def transformer(self) -> nn.Module:
-        return self.pipe.transformer
+    def sigma_ranges(self) -> tuple[tuple[float, float], ...]:
+        """The noise levels [low, high) of each of `transformers`; 1 belongs to the first.
 
-    @property
-    def transformers(self) -> tuple[nn.Module, ...]:
-        """The denoisers: one, or two for a model that splits the noise levels (A14B: high noise first)."""
-        return tuple(m for m in (self.pipe.transformer, self.pipe.transformer_2) if m is not None)
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.transformer.parameters()).device
-
-    @property
-    def latent_hash(self) -> str:
-        """Name the space that a velocity-level adapter works in: latents, their normalisation, text width."""
-        spec = self.spec.to_dict()
-        return fingerprint({k: spec[k] for k in ("latent", "prediction", "text_dim")})
-
-    @property
-    def config_hash(self) -> str:
-        """Name the architecture and the latent space, not the weights."""
-        config = {k: v for k, v in self.transformer.config.items() if not k.startswith("_")}  # pyright: ignore
-        return fingerprint({"transformer": config, "latent": self.latent_hash})
-
-    @property
-    def digest(self) -> str:
-        """Name the weights: SHA-256 over the parameters of the transformers (adapters left out) and of the VAE."""
-        return _digest(*self.transformers, self.pipe.vae)
-
-    @property
-    def text_digest(self) -> str:
-        """Name what makes the text features: vocabulary and weights of the text encoder ("" when it was unloaded)."""
-        if self.pipe.text_encoder is None:
-            return ""
-        return fingerprint([self.pipe.tokenizer.get_vocab(), _digest(self.pipe.text_encoder)])
-
-    def encode(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b c tl hl wl"]:
-        """Give normalised latents of a video in [-1, 1]; ValueError for another range or a wrong frame count."""
-        self.spec.latent.shape(*video.shape[2:])
-        low, high = float(video.detach().min()), float(video.detach().max())
-        if low < -1.01 or high > 1.01:
-            raise ValueError(
-                f"expected a video in [-1, 1], got [{low:.3g}, {high:.3g}]. From uint8: video / 127.5 - 1."
-            )
-        vae = self.pipe.vae
-        z = vae.encode(video.to(device=vae.device, dtype=vae.dtype)).latent_dist.mode()
-        mean, std = self._normalisation(z)
-        return (z - mean) / std
-
-    def decode(self, latent: Float[Tensor, "b c tl hl wl"]) -> Float[Tensor, "b 3 t h w"]:
-        """Give the video in [-1, 1] of normalised latents (clamped, as the VAE does)."""
-        vae = self.pipe.vae
-        z = latent.to(device=vae.device, dtype=vae.dtype)
-        mean, std = self._normalisation(z)
-        return vae.decode(z * std + mean).sample
+        A training of one expert draws sigma from its own range: with shift 12 and 40 steps 26 steps are the
+        high-noise expert's, with shift 3 and 50 steps 16 are, so a share of the steps says nothing.
+        """
+        if len(self.transformers) == 1:
+            return ((0.0, 1.0),)
+        border = float(self.pipe.config.boundary_ratio)
+        return ((border, 1.0), (0.0, border))
 
     def embed(self, prompts: list[str]) -> Text:
         """Give text features as the pipeline makes them; UserWarning names words that a closed vocabulary lacks."""
@@ -126,13 +76,40 @@ class WanBackbone:
         )
         return Text.of(features)
 
+    def condition(self, image: Float[Tensor, "b 3 h w"], frames: int) -> Condition:
+        """Give what an image model reads beside the noisy latent, as the stock pipeline makes it from first frames in
+        [-1, 1]: a mask of 4 channels with the encoded clip, and CLIP tokens (Wan2.1). ValueError for a text model.
+        """
+        if not self.conditioned:
+            raise ValueError(
+                f"{self.id} reads no image channels: `condition` is for image-to-video models. A TI2V model takes a"
+                " clean prefix with sigma 0 instead."
+            )
+        pipe, (h, w) = self.pipe, image.shape[2:]
+        empty = torch.zeros(1, *self.spec.latent.shape(frames, h, w))
+        channels, tokens = [], []
+        for picture in pictures(image, as_pil=pipe.image_encoder is not None):
+            first = pipe.video_processor.preprocess(picture, height=h, width=w).to(self.device, torch.float32)
+            given = (self.spec.latent.channels, h, w, frames, torch.float32, self.device, None, empty)
+            channels.append(pipe.prepare_latents(first, 1, *given)[1])
+            if pipe.transformer.config.image_dim is not None:
+                tokens.append(pipe.encode_image(picture, self.device))
+        return Condition(torch.cat(channels), torch.cat(tokens) if tokens else None)
+
     def predict(
-        self, x_s: Float[Tensor, "b c t h w"], sigma: Float[Tensor, "b *map"], text: Text
+        self,
+        x_s: Float[Tensor, "b c t h w"],
+        sigma: Float[Tensor, "b *map"],
+        text: Text,
+        condition: Condition | None = None,
     ) -> Float[Tensor, "b c t h w"]:
         """Give the flow velocity v = eps - x0 of the frozen model, attached adapters left out.
 
-        `sigma` is (b,) or per token: (b, tokens) or (b, t, y, x) on the patch grid, 0 where a prefix is clean.
+        `sigma` is (b,) or, for a TI2V model, per token: (b, tokens) or (b, t, y, x) on the patch grid, 0 where a prefix
+        is clean. An image model wants its `condition`. ValueError for text of a wrong length (image tokens in front
+        make Wan count on 512 rows) and for noise levels on both sides of a boundary between two transformers.
         """
+        self.check_condition(condition)
         pt, ph, pw = self.spec.latent.patch
         b, _, t, h, w = x_s.shape
         tokens = (t // pt) * (h // ph) * (w // pw)
@@ -140,6 +117,16 @@ class WanBackbone:
         if self.spec.per_token_time and timestep.ndim == 1:
             timestep = timestep[:, None].expand(-1, tokens)
         model = self._expert(sigma)
+        given: dict[str, Any] = {}
+        if condition is not None:
+            x_s = torch.cat([x_s, condition.channels.to(x_s)], 1)
+            if condition.image is not None:
+                if text.features.shape[1] != MAX_TEXT:
+                    raise ValueError(
+                        f"expected {MAX_TEXT} rows of text for a model with image tokens, got"
+                        f" {text.features.shape[1]}: pad with zero rows, as `embed` does."
+                    )
+                given["encoder_hidden_states_image"] = condition.image.to(model.dtype)
         bare = getattr(model, "without_adapters", nullcontext)
         with bare():
             v = model(
@@ -147,6 +134,7 @@ class WanBackbone:
                 timestep=timestep,
                 encoder_hidden_states=text.features.to(model.dtype),
                 return_dict=False,
+                **given,
             )[0]
         return v.to(x_s.dtype)
 
@@ -204,47 +192,6 @@ class WanBackbone:
         """
         return (delta if asked.noisy is None else delta * asked.noisy).to(asked.dtype)
 
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """Hold every weight still: no gradients inside, RuntimeError at the end if a weight changed all the same."""
-        modules = (*self.transformers, self.pipe.vae, self.pipe.text_encoder)
-        own = [
-            (p, p.requires_grad) for m in modules for n, p in m.named_parameters() if not n.startswith("phys_adapters.")
-        ]
-        before = self.digest
-        for p, _ in own:
-            p.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for p, flag in own:
-                p.requires_grad_(flag)
-        if self.digest != before:
-            raise RuntimeError(f"the frozen weights of {self.id} changed: digest {before} became {self.digest}")
-
-    def check_words(self, prompts: list[str]) -> None:
-        """Warn, naming them, of words that a word-level vocabulary lacks; a subword tokenizer lacks none."""
-        tokenizer = self.pipe.tokenizer
-        core = getattr(tokenizer, "backend_tokenizer", None)
-        if core is None or json.loads(core.to_str())["model"]["type"] != "WordLevel":
-            return
-        known = tokenizer.get_vocab()
-        words = [w for p in prompts for w in re.split(r"\s+", core.normalizer.normalize_str(p).strip()) if w]
-        unknown = sorted({w for w in words if w not in known})
-        if unknown:
-            warnings.warn(
-                f"words outside the vocabulary of {self.id} are read as <unk>: {', '.join(unknown)}."
-                f" It knows {len(known) - 3} words; see `backbone.words`.",
-                stacklevel=3,
-            )
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """The words of a closed vocabulary, without the special tokens."""
-        special = set(self.pipe.tokenizer.all_special_tokens)
-        ids = self.pipe.tokenizer.get_vocab()
-        return tuple(w for w in sorted(ids, key=ids.get) if w not in special)
-
     def _expert(self, sigma: Tensor) -> Any:
         """Choose between two transformers by the noise level, as the pipeline does; one batch must stay on one side."""
         if len(self.transformers) == 1:
@@ -257,20 +204,6 @@ class WanBackbone:
                 f" got {level.tolist()}. Split the batch: each side has a transformer of its own."
             )
         return self.pipe.transformer if bool(high.all()) else self.pipe.transformer_2
-
-    def _normalisation(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = self.spec.latent.mean, self.spec.latent.std
-        return like.new_tensor(mean).view(1, -1, 1, 1, 1), like.new_tensor(std).view(1, -1, 1, 1, 1)
-
-
-def _digest(*modules: nn.Module) -> str:
-    sha = hashlib.sha256()
-    for module in modules:
-        for name, value in sorted(module.state_dict().items()):
-            if not name.startswith("phys_adapters."):
-                sha.update(name.encode())
-                sha.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()[:16]
 
 
 def level_of(scheduler: Any, timestep: Float[Tensor, " b"] | Int[Tensor, " b"]) -> Float[Tensor, " b"]:

@@ -1,0 +1,183 @@
+"""What all frozen generators inside stock diffusers pipelines have in common.
+
+The latent space and its normalisation, the names of weights and configurations, the vocabulary, and holding weights
+still. A family (`backbones.wan`, `backbones.cogvideox`) adds its spec, its text, its prediction and how its pipeline's
+calls are read.
+"""
+
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+
+from backbones import guards, paths
+from backbones.contract import Condition, Spec, fingerprint
+
+__all__ = ["StockBackbone", "pictures"]
+
+
+class StockBackbone:
+    """A frozen generator. `pipe` stays the stock pipeline and can be called as such at any time."""
+
+    paths = paths
+    pipelines: ClassVar[tuple[type, ...]] = ()
+    spec: Spec
+
+    def __init__(self, pipe: Any, id: str) -> None:
+        if not isinstance(pipe, self.pipelines):
+            names = " or a ".join(p.__name__ for p in self.pipelines)
+            raise ValueError(f"expected a {names}, got {type(pipe).__name__}")
+        if pipe.transformer is None:
+            raise ValueError("expected a pipeline with a transformer, got one whose `transformer` is None")
+        self.pipe: Any = pipe
+        self.id = id or str(getattr(pipe, "name_or_path", "") or type(pipe).__name__)
+
+    @property
+    def transformer(self) -> nn.Module:
+        return self.pipe.transformer
+
+    @property
+    def transformers(self) -> tuple[nn.Module, ...]:
+        """The denoisers: one, or two for a model that splits the noise levels (A14B: high noise first)."""
+        both = (self.pipe.transformer, getattr(self.pipe, "transformer_2", None))
+        return tuple(m for m in both if m is not None)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.transformer.parameters()).device
+
+    @property
+    def conditioned(self) -> bool:
+        """Whether the transformer reads an image beside the noisy latent: `predict` and `sample` then want one."""
+        return self.pipe.transformer.config.in_channels > self.spec.latent.channels
+
+    @property
+    def latent_hash(self) -> str:
+        """Name the space that a velocity-level adapter works in: latents, their normalisation, text width."""
+        spec = self.spec.to_dict()
+        return fingerprint({k: spec[k] for k in ("latent", "prediction", "text_dim")})
+
+    @property
+    def config_hash(self) -> str:
+        """Name the architecture and the latent space, not the weights."""
+        config = {k: v for k, v in self.transformer.config.items() if not k.startswith("_")}  # pyright: ignore
+        return fingerprint({"transformer": config, "latent": self.latent_hash})
+
+    @property
+    def digest(self) -> str:
+        """Name the weights: SHA-256 over the parameters of the transformers (adapters left out) and of the VAE."""
+        return _digest(*self.transformers, self.pipe.vae)
+
+    @property
+    def text_digest(self) -> str:
+        """Name what makes the text features: vocabulary and weights of the text encoder ("" when it was unloaded)."""
+        if self.pipe.text_encoder is None:
+            return ""
+        return fingerprint([self.pipe.tokenizer.get_vocab(), _digest(self.pipe.text_encoder)])
+
+    def encode(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b c tl hl wl"]:
+        """Give normalised latents of a video in [-1, 1]; ValueError for another range or a wrong frame count."""
+        self.spec.latent.shape(*video.shape[2:])
+        guards.value_range(video)
+        vae = self.pipe.vae
+        z = vae.encode(video.to(device=vae.device, dtype=vae.dtype)).latent_dist.mode()
+        mean, std = self._normalisation(z)
+        z = (z - mean) / std
+        return torch.cat([z[:, :, :1]] * self.spec.latent.lead + [z], 2)
+
+    def decode(self, latent: Float[Tensor, "b c tl hl wl"]) -> Float[Tensor, "b 3 t h w"]:
+        """Give the video in [-1, 1] of normalised latents (clamped: there is no gradient outside)."""
+        vae = self.pipe.vae
+        z = latent[:, :, self.spec.latent.lead :].to(device=vae.device, dtype=vae.dtype)
+        mean, std = self._normalisation(z)
+        return vae.decode(z * std + mean).sample.clamp(-1, 1)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Hold every weight still: no gradients inside, RuntimeError at the end if a weight changed all the same."""
+        modules = [m for m in self.pipe.components.values() if isinstance(m, nn.Module)]
+        own = [
+            (p, p.requires_grad) for m in modules for n, p in m.named_parameters() if not n.startswith("phys_adapters.")
+        ]
+        before = self.digest
+        for p, _ in own:
+            p.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for p, flag in own:
+                p.requires_grad_(flag)
+        if self.digest != before:
+            raise RuntimeError(f"the frozen weights of {self.id} changed: digest {before} became {self.digest}")
+
+    def check_words(self, prompts: list[str]) -> None:
+        """Warn, naming them, of words that a word-level vocabulary lacks; a subword tokenizer lacks none."""
+        if not self._closed:
+            return
+        tokenizer = self.pipe.tokenizer
+        known = tokenizer.get_vocab()
+        normal = tokenizer.backend_tokenizer.normalizer.normalize_str
+        words = [w for p in prompts for w in re.split(r"\s+", normal(p).strip()) if w]
+        unknown = sorted({w for w in words if w not in known})
+        if unknown:
+            warnings.warn(
+                f"words outside the vocabulary of {self.id} are read as <unk>: {', '.join(unknown)}."
+                f" It knows {len(known) - 3} words; see `backbone.words`.",
+                stacklevel=3,
+            )
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words of a closed vocabulary, without the special tokens; () for a subword tokenizer."""
+        if not self._closed:
+            return ()
+        special = set(self.pipe.tokenizer.all_special_tokens)
+        ids = self.pipe.tokenizer.get_vocab()
+        return tuple(w for w in sorted(ids, key=ids.get) if w not in special)
+
+    @cached_property
+    def _closed(self) -> bool:
+        core = getattr(self.pipe.tokenizer, "backend_tokenizer", None)  # a large vocabulary takes seconds to look at
+        return core is not None and json.loads(core.to_str())["model"]["type"] == "WordLevel"
+
+    def check_condition(self, condition: Condition | None) -> None:
+        """Refuse a missing condition of an image model, and one for a model that reads none."""
+        if self.conditioned and condition is None:
+            raise ValueError(
+                f"{self.id} is an image-to-video model: pass condition=backbone.condition(first_frames, frames)"
+            )
+        if not self.conditioned and condition is not None:
+            raise ValueError(f"{self.id} reads no image channels, got a condition: leave it out")
+
+    def _normalisation(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = self.spec.latent.mean, self.spec.latent.std
+        return like.new_tensor(mean).view(1, -1, 1, 1, 1), like.new_tensor(std).view(1, -1, 1, 1, 1)
+
+
+def pictures(image: Float[Tensor, "b 3 h w"], *, as_pil: bool) -> list[Any]:
+    """Give first frames in [-1, 1] one by one as pipelines take them: a tensor (1, 3, h, w) in [0, 1], or an 8-bit
+    picture where CLIP looks at it, too (its processor would scale a tensor in [0, 1] once more, to black).
+    """
+    unit = (image.detach().float().cpu().clamp(-1, 1) + 1) / 2
+    if not as_pil:
+        return list(unit.split(1))
+    return [Image.fromarray(p) for p in (255 * unit).round().byte().permute(0, 2, 3, 1).numpy()]
+
+
+def _digest(*modules: nn.Module) -> str:
+    sha = hashlib.sha256()
+    for module in modules:
+        for name, value in sorted(module.state_dict().items()):
+            if not name.startswith("phys_adapters."):
+                sha.update(name.encode())
+                sha.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()[:16]
