@@ -4,11 +4,13 @@ from importlib.metadata import version
 
 from physexperts.balance import importance_loss, load_balancing_loss, router_z_loss
 from physexperts.experts import OperatorExpert
-from physexperts.labels import CATEGORIES, LAWS, MECHANISMS, QUESTIONS, Labels, from_text, from_wisa
+from physexperts.keywords import Keywords, from_text
+from physexperts.labels import CATEGORIES, LAWS, MECHANISMS, QUESTIONS, Labels, from_wisa
 from physexperts.mixture import Mixed, Mixture
 from physexperts.routers import LabelPriorRouter, UniformRouter, random_labels
 from physexperts.routing import Routing, route
 from physexperts.sample_experts import Pairs, SampleExperts
+from physexperts.token_experts import GLUExperts, LinearExperts
 from physexperts.stats import Health, RouterStats
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "MECHANISMS",
     "QUESTIONS",
     "Health",
+    "Keywords",
     "LabelPriorRouter",
     "Labels",
     "Mixed",

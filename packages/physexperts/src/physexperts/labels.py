@@ -14,9 +14,8 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
@@ -24,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["CATEGORIES", "LAWS", "MECHANISMS", "QUESTIONS", "Labels", "from_text", "from_wisa"]
+__all__ = ["CATEGORIES", "LAWS", "MECHANISMS", "QUESTIONS", "Labels", "from_wisa"]
 
 _DATA = json.loads(files("physexperts").joinpath("labels.json").read_text(encoding="utf-8"))
 
@@ -46,13 +45,16 @@ class Labels:
     """What is known of one clip.
 
     `mechanisms` in vector order, the `dominant` one of them, WISA's `categories` as (question, name), and the pieces of
-    an annotation that no vocabulary holds (`unknown`).
+    an annotation that no vocabulary holds (`unknown`). `source` says who read them ("keywords", "llm" or "cache"; empty
+    for an annotation) and `description` what a language model made of the prompt first; neither matters to equality.
     """
 
     mechanisms: tuple[str, ...] = ()
     dominant: str | None = None
     categories: tuple[tuple[str, str], ...] = ()
     unknown: tuple[str, ...] = ()
+    source: Literal["", "keywords", "llm", "cache"] = field(default="", compare=False, repr=False)
+    description: str = field(default="", compare=False, repr=False)
 
     @classmethod
     def of(cls, names: Iterable[str], dominant: str | None = None) -> "Labels":
@@ -121,40 +123,6 @@ def from_wisa(annotation: Mapping[str, Any], unknown: Literal["error", "list"] =
     ordered = _mechanisms(name for _, name in categories) or named_by_label
     dominant = next((m for m in named_by_label if m in ordered), ordered[0] if ordered else None)
     return Labels(tuple(m for m in MECHANISMS if m in ordered), dominant, categories, rest)
-
-
-def from_text(caption: str) -> Labels:
-    """Guess the mechanisms of a plain caption from keywords; the most often named dominates, the earlier one on a tie.
-
-    A keyword after "no", "not", "never" or "without" (up to two words between) does not count. Nouns say less than
-    verbs: a body (a ball, a block) is rigid-body motion in a collision, a liquid is a flow unless it changes phase;
-    they never outvote a verb. A caption without a keyword has no labels, and the router decides alone.
-
-    >>> from_text("Two balls collide and bounce without melting").mechanisms
-    ('rigid_body', 'collision')
-    """
-    text = caption.lower()
-    starts = {m: [hit.start() for hit in _pattern(m).finditer(text)] for m in MECHANISMS}
-    hits = {m: [at for at in places if not _negated(text[:at])] for m, places in starts.items()}
-    named = {m for m in MECHANISMS if hits[m]}
-    if hits["collision"] and _pattern("bodies").search(text):
-        named.add("rigid_body")
-    if not hits["phase_change"] and _pattern("liquids").search(text):
-        named.add("fluid")
-    present = tuple(m for m in MECHANISMS if m in named)
-    return Labels(present, min(present, key=lambda m: (-len(hits[m]), hits[m][:1]), default=None))
-
-
-@cache
-def _pattern(group: str) -> re.Pattern[str]:
-    # "melt*" is any word that begins so; a plain keyword also matches its plural.
-    words = (w[:-1] + r"\w*" if w.endswith("*") else w + "s?" for w in _DATA["keywords"][group])
-    return re.compile(r"\b(?:" + "|".join(words) + r")\b")
-
-
-def _negated(before: str) -> bool:
-    clause = re.split(r"[.,;:!?]|\bbut\b", before)[-1]
-    return any(word in _DATA["negations"] or word.endswith("n't") for word in clause.split()[-3:])
 
 
 def _answers(answers: Mapping[str, Any]) -> tuple[tuple[tuple[str, str], ...], list[tuple[str, str]]]:
