@@ -175,7 +175,7 @@ def test_a_block_cache_that_skips_a_seam_is_refused():
 
 
 def in_its_own_forward(model, names):
-    """Make a model run the own loop inside its forward, and so inside the hooks around the whole of it, as a host does."""
+    """Make a model run the own loop inside its forward, and so inside the hooks around all of it, as a host does."""
     stock = type(model)
 
     @functools.wraps(stock.forward)

@@ -275,13 +275,13 @@ class Stranger(WanTransformer3DModel):
 
 @pytest.mark.parametrize("make", [lambda: torch.nn.Linear(2, 2), lambda: wan(Stranger)], ids=["linear", "own forward"])
 def test_an_unknown_transformer_is_refused(make):
-    with pytest.raises(ValueError, match="expected one of Wan|a forward of its own"):
+    with pytest.raises(ValueError, match=r"expected one of Wan|a forward of its own"):
         blocks_of(make())
 
 
 def test_relatives_with_other_blocks_are_refused():
     model = WanAnimateTransformer3DModel.__new__(WanAnimateTransformer3DModel)
-    with pytest.raises(ValueError, match="expected one of Wan.*, got WanAnimateTransformer3DModel"):
+    with pytest.raises(ValueError, match=r"expected one of Wan.*, got WanAnimateTransformer3DModel"):
         blocks_of(model)
 
 
@@ -407,7 +407,7 @@ def test_a_place_that_no_block_has_is_refused():
     ):
         with pytest.raises(ValueError, match=sentence):
             taps.run(stack, kwargs, taps=places)
-    with pytest.raises(ValueError, match="never comes to 'block.2.self_attention'"):
+    with pytest.raises(ValueError, match=r"never comes to 'block.2.self_attention'"):
         taps.run(stack, kwargs, edit={"block.2.self_attention": lambda h, s: h}, until=1)
     with pytest.raises(ValueError, match="expected `until` from 0 to 2, got 3"):
         taps.run(stack, kwargs, until=3)

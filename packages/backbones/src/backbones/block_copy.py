@@ -58,8 +58,8 @@ def fresh_copy(block: nn.Module, config: Any) -> nn.Module:
 
 
 def check_memory(block: nn.Module) -> None:
-    """Refuse a block whose weights are elsewhere: on meta under hooks (accelerate), or in a file (diffusers), where what
-    is in memory is not even initialised.
+    """Refuse a block whose weights are elsewhere: on meta under hooks (accelerate), or in a file (diffusers), and then
+    what is in memory was never written to.
     """
     hooks = [h for m in block.modules() for h in getattr(vars(m).get("_diffusers_hook"), "hooks", {}).values()]
     on_disk = any(getattr(getattr(h, "group", None), "offload_to_disk_path", None) for h in hooks)
