@@ -4,90 +4,135 @@
 >>> bank.T.x.unique()
 tensor([1.])
 
-`bank.T` is a `FieldDerivatives` with `value`, `t`, `tt`, `y`, `x`, `yy`, `xx`, `lap`, `grad` (of a scalar) and, for
-vectors (y, x), `div`, `curl`, `strain` and `jacobian`. The names are the keys of the mapping that it was built from.
+`bank.T` is a `FieldDerivatives` with `value`, `t`, `tt`, one and two letters for each spatial axis (`y`, `yy`, ...), any
+`d(axis, m)`, `lap`, `grad` (of a scalar) and, for vectors, `div`, `curl`, `strain` and `jacobian`. The names of the fields
+are the keys of the mapping that the bank was built from.
+
+A stacked bank computes a derivative for all its fields at the first asking, as one field of many components: far fewer
+kernels, some of them for nothing. That is the default on a GPU, where a kernel's start costs more than its work.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from physfields.fields import as_field, symmetric_pairs
 from physfields.grid import Grid
-from physfields.operators import as_field, face_difference, face_mean
-from physfields.stencil import derivative
+from physfields.kinematics import face_difference, face_mean
+from physfields.stencil import combine, derivative
 
 
 class FieldDerivatives:
-    """One field (b, c, t, y, x) and its derivatives on a grid; layouts as in `physfields.operators`."""
+    """One field (b, c, t, *space) and its derivatives on a grid; layouts as in `physfields.operators`."""
 
-    def __init__(self, value: Tensor, grid: Grid):
+    def __init__(self, value: Tensor, grid: Grid, *, stack: "_Stack | None" = None, name: str = ""):
         self.value, self.grid = value, grid
+        self._stack, self._name = stack, name
+        self._kept: dict[tuple[str, int], Tensor] = {}
         self._faces: dict[tuple[str, str], Tensor] = {}
 
-    def _derivative(self, axis: str, m: int) -> Tensor:
-        with torch.autocast(self.value.device.type, enabled=False):
-            return derivative(self.value, axis, m, self.grid)
+    def d(self, axis: str, m: int) -> Tensor:
+        """D^m along an axis, kept."""
+        if (axis, m) not in self._kept:
+            if self._stack is not None:
+                self._kept[axis, m] = self._stack.d(axis, m)[self._name]
+            else:
+                with torch.autocast(self.value.device.type, enabled=False):
+                    self._kept[axis, m] = derivative(self.value, axis, m, self.grid)
+        return self._kept[axis, m]
 
-    @cached_property
+    @property
     def t(self) -> Tensor:
-        return self._derivative("t", 1)
+        return self.d("t", 1)
 
-    @cached_property
+    @property
     def tt(self) -> Tensor:
-        return self._derivative("t", 2)
+        return self.d("t", 2)
 
-    @cached_property
+    @property
+    def z(self) -> Tensor:
+        return self.d("z", 1)
+
+    @property
+    def zz(self) -> Tensor:
+        return self.d("z", 2)
+
+    @property
     def y(self) -> Tensor:
-        return self._derivative("y", 1)
+        return self.d("y", 1)
 
-    @cached_property
-    def x(self) -> Tensor:
-        return self._derivative("x", 1)
-
-    @cached_property
+    @property
     def yy(self) -> Tensor:
-        return self._derivative("y", 2)
+        return self.d("y", 2)
 
-    @cached_property
+    @property
+    def x(self) -> Tensor:
+        return self.d("x", 1)
+
+    @property
     def xx(self) -> Tensor:
-        return self._derivative("x", 2)
+        return self.d("x", 2)
 
     @cached_property
     def lap(self) -> Tensor:
-        return self.yy + self.xx
+        space = self.grid.space
+        if self._stack is not None or any((axis, 2) in self._kept for axis in space):
+            return _total(self.d(axis, 2) for axis in space)
+        components = range(self.value.shape[1])
+        return self._combined([(components, components, axis, 2, 1.0) for axis in space])
 
     @cached_property
     def grad(self) -> Tensor:
-        """(b, 2, t, y, x) of a scalar: (D_y f, D_x f)."""
+        """(b, 2, t, y, x) of a scalar: (D_y f, D_x f), or (D_z f, D_y f, D_x f) in space."""
         self._expect(1)
-        return torch.cat([self.y, self.x], dim=1)
+        return torch.cat([self.d(axis, 1) for axis in self.grid.space], dim=1)
 
     @cached_property
     def div(self) -> Tensor:
-        self._expect(2)
-        return self.y[:, :1] + self.x[:, 1:]
+        self._expect(len(self.grid.space))
+        if self._shared:
+            return _total(self.d(axis, 1)[:, i : i + 1] for i, axis in enumerate(self.grid.space))
+        return self._combined([(0, i, axis, 1, 1.0) for i, axis in enumerate(self.grid.space)])
 
     @cached_property
     def curl(self) -> Tensor:
-        self._expect(2)
-        return self.x[:, :1] - self.y[:, 1:]
+        """D_x u_y - D_y u_x in the plane; the vector (z, y, x) in space."""
+        axes = self.grid.space
+        self._expect(len(axes))
+        if len(axes) == 2:
+            rows = [((1, 0), (0, 1))]
+        else:
+            rows = [((1, 2), (2, 1)), ((2, 0), (0, 2)), ((0, 1), (1, 0))]
+        parts = [self.d(axes[a], 1)[:, i : i + 1] - self.d(axes[b], 1)[:, j : j + 1] for (a, i), (b, j) in rows]
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
     @cached_property
     def strain(self) -> Tensor:
-        self._expect(2)
-        return torch.cat([self.y[:, :1], self.x[:, 1:], 0.5 * (self.x[:, :1] + self.y[:, 1:])], dim=1)
+        """(grad u + grad u^T) / 2: the diagonal first, (yy, xx, yx)."""
+        axes = self.grid.space
+        self._expect(len(axes))
+
+        def entry(i: int, j: int) -> Tensor:
+            first = self.d(axes[j], 1)[:, i : i + 1]
+            return first if i == j else 0.5 * (first + self.d(axes[i], 1)[:, j : j + 1])
+
+        return torch.cat([entry(i, j) for i, j in symmetric_pairs(len(axes))], dim=1)
 
     @cached_property
     def jacobian(self) -> Tensor:
-        """(b, 4, t, y, x): D_y u_y, D_y u_x, D_x u_y, D_x u_x, packed as components."""
-        self._expect(2)
-        return torch.cat([self.y, self.x], dim=1)
+        """(b, 4, t, y, x): D_y u_y, D_y u_x, D_x u_y, D_x u_x, packed as components; nine in space."""
+        self._expect(len(self.grid.space))
+        return torch.cat([self.d(axis, 1) for axis in self.grid.space], dim=1)
 
     def advected_by(self, u: Tensor) -> Tensor:
         """u . grad f for a velocity u (b, 2, t, y, x)."""
-        return u[:, :1] * self.y + u[:, 1:] * self.x
+        axes = self.grid.space
+        total = u[:, :1] * self.d(axes[0], 1)
+        for i, axis in enumerate(axes[1:], start=1):
+            total = torch.addcmul(total, u[:, i : i + 1], self.d(axis, 1))
+        return total
 
     def difference(self, axis: str) -> Tensor:
         """`face_difference` along an axis, kept."""
@@ -101,20 +146,39 @@ class FieldDerivatives:
             self._faces["mean", axis] = face_mean(self.value, axis, self.grid)
         return self._faces["mean", axis]
 
+    @property
+    def _shared(self) -> bool:
+        return self._stack is not None or any((axis, 1) in self._kept for axis in self.grid.space)
+
+    def _combined(self, terms: list) -> Tensor:
+        components = self.value.shape[1] if isinstance(terms[0][0], range) else 1
+        with torch.autocast(self.value.device.type, enabled=False):
+            return combine(self.value, tuple(terms), self.grid, components)
+
     def _expect(self, components: int) -> None:
         if self.value.shape[1] != components:
             raise ValueError(f"expected a field of {components} components, got {self.value.shape[1]}.")
 
 
 class Derivatives(Mapping[str, FieldDerivatives]):
-    """Named fields on one grid: `bank.velocity.div` or `bank["velocity"].div`."""
+    """Named fields on one grid: `bank.velocity.div` or `bank["velocity"].div`.
 
-    def __init__(self, fields: Mapping[str, Tensor], grid: Grid):
+    `stacked`: whether a derivative is computed for all fields at once, or the names of those that are; None is all on
+    a GPU and none elsewhere.
+    """
+
+    def __init__(self, fields: Mapping[str, Tensor], grid: Grid, *, stacked: bool | Collection[str] | None = None):
         self.grid = grid
-        self._fields = {name: FieldDerivatives(as_field(f, None, name), grid) for name, f in fields.items()}
-        shapes = {name: tuple(f.value.shape[:1] + f.value.shape[2:]) for name, f in self._fields.items()}
+        values = {name: as_field(f, None, name, axes=grid.axes) for name, f in fields.items()}
+        shapes = {name: tuple(f.shape[:1] + f.shape[2:]) for name, f in values.items()}
         if len(set(shapes.values())) > 1:
-            raise ValueError(f"Derivatives: expected equal (b, t, y, x) for all fields, got {shapes}.")
+            raise ValueError(f"Derivatives: expected equal (b, t, *space) for all fields, got {shapes}.")
+        names = _stacked_names(values, stacked)
+        stack = _Stack({name: values[name] for name in values if name in names}, grid) if len(names) > 1 else None
+        self._fields = {
+            name: FieldDerivatives(f, grid, stack=stack if name in names else None, name=name)
+            for name, f in values.items()
+        }
 
     def __getitem__(self, name: str) -> FieldDerivatives:
         if name not in self._fields:
@@ -126,8 +190,50 @@ class Derivatives(Mapping[str, FieldDerivatives]):
             raise AttributeError(f"no field {name!r} in the bank")
         return self._fields[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._fields
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._fields)
 
     def __len__(self) -> int:
         return len(self._fields)
+
+
+class _Stack:
+    """Fields as one field of many components, which are differentiated together."""
+
+    def __init__(self, fields: Mapping[str, Tensor], grid: Grid):
+        self.fields, self.grid = fields, grid
+        self._kept: dict[tuple[str, int], dict[str, Tensor]] = {}
+
+    @cached_property
+    def value(self) -> Tensor:
+        return torch.cat(list(self.fields.values()), dim=1)
+
+    def d(self, axis: str, m: int) -> dict[str, Tensor]:
+        if (axis, m) not in self._kept:
+            with torch.autocast(self.value.device.type, enabled=False):
+                together = derivative(self.value, axis, m, self.grid)
+            parts = together.split([f.shape[1] for f in self.fields.values()], dim=1)
+            self._kept[axis, m] = dict(zip(self.fields, parts, strict=True))
+        return self._kept[axis, m]
+
+
+def _stacked_names(fields: Mapping[str, Tensor], stacked: bool | Collection[str] | None) -> set[str]:
+    if stacked is None:
+        stacked = any(f.is_cuda for f in fields.values())
+    names = (set(fields) if stacked else set()) if isinstance(stacked, bool) else set(stacked)
+    if not names <= set(fields):
+        raise ValueError(f"Derivatives: expected stacked out of {sorted(fields)}, got {sorted(names - set(fields))}.")
+    by_dtype = {fields[name].dtype for name in names}
+    if len(by_dtype) > 1:
+        raise ValueError(f"Derivatives: expected one dtype in a stacked bank, got {by_dtype}; use stacked=False.")
+    return names
+
+
+def _total(parts: Iterator[Tensor]) -> Tensor:
+    total = next(parts)
+    for part in parts:
+        total = total + part
+    return total

@@ -1,4 +1,4 @@
-"""Masks: weights (b, 1, t, y, x) >= 0 on the nodes; 0 means "not a value", and whatever stands there is ignored.
+"""Masks: weights (b, 1, t, *space) >= 0 on the nodes; 0 means "not a value", and whatever stands there is ignored.
 
 Two rules keep loss and gradient finite where invalid cells hold NaN: replace them before the stencil (`fill`: after it,
 the neighbours are poisoned, and 0 * NaN is NaN in the gradient), and believe the result only where the whole stencil
@@ -9,55 +9,70 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from physfields.grid import AXES, DIM, Grid
-from physfields.operators import neighbours
+from physfields.grid import Grid
+from physfields.kinematics import neighbours
+from physfields.sbp import sbp_length
 from physfields.stencil import halo
 
-Mask = Shaped[Tensor, "b 1 t y x"]
+Mask = Shaped[Tensor, "b 1 *grid"]
 
 
-def fill(f: Float[Tensor, "b c t y x"], mask: Mask, value: float = 0.0) -> Float[Tensor, "b c t y x"]:
+def fill(f: Float[Tensor, "b c *grid"], mask: Mask, value: float = 0.0) -> Float[Tensor, "b c *grid"]:
     """f where the mask is positive, `value` elsewhere; no gradient reaches the replaced cells."""
     return torch.where(mask > 0, f, value)
 
 
-def erode_valid(mask: Mask, grid: Grid, radius: int | tuple[int, int, int]) -> Bool[Tensor, "b 1 t y x"]:
-    """Nodes whose whole stencil is valid: `radius` cells to each side, for all axes or for (t, y, x) each.
+def erode_valid(mask: Mask, grid: Grid, radius: int | tuple[int, ...]) -> Bool[Tensor, "b 1 *grid"]:
+    """Nodes whose whole stencil is valid: `radius` cells to each side, for all axes or for each of the grid's.
 
     A central stencil of order p reaches p / 2 cells. One-sided edge rows read 2 radius + 2 cells inwards; an axis with
-    coordinates reads one cell more to the right; ghost cells beyond other edges count as valid.
+    coordinates reads one cell more to the right; `sbp` reads its closure at the ends, and twice as far inside, as its
+    second derivative is the first one twice. Ghost cells beyond other edges count as valid.
     """
+    radii = (radius,) * len(grid.axes) if isinstance(radius, int) else radius
+    if len(radii) != len(grid.axes) or min(radii) < 0:
+        raise ValueError(f"erode_valid: expected a radius >= 0 for each of the axes {grid.axes}, got {radii}.")
+    if mask.ndim != 2 + len(grid.axes):
+        raise ValueError(f"erode_valid: expected a mask (b, 1, {', '.join(grid.axes)}), got {tuple(mask.shape)}.")
     valid = mask > 0
-    for axis, r in zip(AXES, (radius,) * 3 if isinstance(radius, int) else radius, strict=True):
-        dim, n, right = DIM[axis], valid.shape[DIM[axis]], r + isinstance(grid.step(axis), tuple)
+    for axis, r in zip(grid.axes, radii, strict=True):
+        dim, rule = grid.dim(axis), grid.rule(axis)
+        n = valid.shape[dim]
         if r == 0 or n == 1:
             continue
         if n < 2 * r + 1:
             raise ValueError(f"axis {axis} has {n} nodes; eroding by {r} needs at least {2 * r + 1}.")
-        one_sided = grid.rule(axis) == "one_sided"
-        wide = halo(valid, dim, r, right, "replicate" if one_sided or grid.rule(axis) == "zero" else grid.rule(axis))
-        inner = torch.stack([wide.narrow(dim, k, n) for k in range(r + right + 1)]).all(dim=0)
-        if one_sided:
-            reach = min(2 * r + 2, n)
+        left = 2 * r if rule == "sbp" else r
+        right = left + isinstance(grid.step(axis), tuple)
+        inside = rule in ("one_sided", "sbp")
+        left, right = min(left, n), min(right, n)
+        wide = halo(valid, dim, left, right, "replicate" if inside or rule == "zero" else rule)
+        inner = torch.stack([wide.narrow(dim, k, n) for k in range(left + right + 1)]).all(dim=0)
+        if inside:
+            # The edge rows of D D read the closure's rows of D, which read r cells beyond the closure.
+            closure = sbp_length(2 * r) // 2 if rule == "sbp" and r in (1, 2, 3) else r
+            reach = min(closure + 2 * r if rule == "sbp" else 2 * r + 2, n)
+            edge = closure + r if rule == "sbp" else r  # rows that read the closure: of D D, r more than of D
             position = torch.arange(n, device=mask.device).reshape([n] + [1] * (-1 - dim))
             low = valid.narrow(dim, 0, reach).all(dim=dim, keepdim=True)
             high = valid.narrow(dim, n - reach, reach).all(dim=dim, keepdim=True)
-            inner = inner & (low | (position >= r)) & (high | (position < n - right))
+            beyond = edge if rule == "sbp" else right
+            inner = inner & (low | (position >= edge)) & (high | (position < n - beyond))
         valid = inner
     return valid
 
 
-def masked_mean(f: Float[Tensor, "b c t y x"], mask: Mask | None = None) -> Float[Tensor, "b c"]:
+def masked_mean(f: Float[Tensor, "b c *grid"], mask: Mask | None = None) -> Float[Tensor, "b c"]:
     """Weighted mean over time and space for each sample and component; 0 where a sample's mask is empty."""
     if mask is None:
-        return f.mean(dim=(2, 3, 4))
+        return f.mean(dim=tuple(range(2, f.ndim)))
     weight = mask.to(f.dtype)
-    total = weight.sum(dim=(2, 3, 4))
-    mean = (weight * fill(f, mask)).sum(dim=(2, 3, 4)) / torch.where(total > 0, total, 1.0)
+    total = weight.sum(dim=tuple(range(2, f.ndim)))
+    mean = (weight * fill(f, mask)).sum(dim=tuple(range(2, f.ndim))) / torch.where(total > 0, total, 1.0)
     return torch.where(total > 0, mean, 0.0)
 
 
-def face_mask(mask: Mask, axis: str, grid: Grid) -> Shaped[Tensor, "b 1 tt yy xx"]:
+def face_mask(mask: Mask, axis: str, grid: Grid) -> Shaped[Tensor, "b 1 *faces"]:
     """The mean weight of a face's two nodes; 0 when either node is not a value."""
     weight = mask if mask.is_floating_point() else mask.float()
     low, high = neighbours(weight, axis, grid)

@@ -1,56 +1,373 @@
-"""One derivative along one axis: the code path that every operator shares.
+"""Linear differential operators as one autograd node each: the engine under every operator of this package.
 
-Rows away from the edges share one central stencil, applied as a sum of slices; rows at the edges have stencils of their
-own (`one_sided`) or see ghost cells (all other boundaries). Coefficients are integers with a common factor, multiplied
-once at the end: the differences stay unscaled, so a constant field gives zero up to the last bit. An axis with
-coordinates uses order + m points in every row, with the weights of the true distances.
+`combine` takes a field and a table of terms (out component, in component, axis, m, factor) and returns the field of the
+sums: a divergence is two terms, a strain rate four. `derivative` is the operator of one term. The backward of an
+operator is its transposed matrix, applied by the same code, so that double backward, forward mode and vmap are the
+operator itself, and no graph of slices is kept. Nothing is accumulated in an undefined order: gradients repeat bit for bit.
 
-No slice assignment: rows are joined by `torch.cat`, which compilers differentiate correctly.
+Three ways to apply a matrix; `Grid.path` chooses, "auto" by itself:
+    rows     slices written in place, edge rows one by one: the fastest where calls are cheap (a CPU)
+    blocks   edge rows of one end as one product and one sum: the fewest kernels (a GPU); as `rows` where rows differ
+    cat      no writing in place: what compilers and tensor subclasses want, and what they get whatever was asked for
 """
 
-import math
-from collections.abc import Sequence
-from fractions import Fraction
-from functools import lru_cache
+import logging
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
+from operator import index
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from physfields.grid import AXES, DIM, Grid
-from physfields.weights import fd_weights
+from physfields.grid import Grid
+from physfields.matrix import Matrix, derivative_matrix, nodes_needed
+
+Components = int | range
+Term = tuple[Components, Components, str, int, float]
+logger = logging.getLogger(__name__)
+
+
+class Part(NamedTuple):
+    """One term ready to run: `into` and `of` are (start, stop, step) of components, None is the whole tensor."""
+
+    into: tuple[int, int, int] | None
+    of: tuple[int, int, int] | None
+    add: bool
+    dim: int
+    scale: float
+    matrix: Matrix
+
+
+class Operator:
+    """A linear operator on fields of fixed sizes: its parts, and the operator of the transposed parts."""
+
+    def __init__(self, grid: Grid, sizes: tuple[int, ...], terms: tuple[Term, ...], shape: tuple[int, int], back: bool):
+        self.grid, self.path = grid, grid.path
+        self._made = grid, sizes, terms, shape, back
+        self.component = -len(sizes) - 1  # the dimension of the components
+        self.whole = terms[0][0] == -1  # one term on the whole tensor, which may have no components
+        self.outputs = shape[0] if back else shape[1]
+        self.parts, self.unwritten = self._schedule(grid, sizes, terms, back)
+        self.columns: dict[tuple, Tensor] = {}  # weights as tensors, by place, dtype and device
+
+    @cached_property
+    def adjoint(self) -> "Operator":
+        grid, sizes, terms, shape, back = self._made
+        return _operator(grid, sizes, terms, shape, not back)
+
+    def _schedule(
+        self, grid: Grid, sizes: tuple[int, ...], terms: tuple[Term, ...], back: bool
+    ) -> tuple[tuple[Part, ...], tuple[int, ...]]:
+        written: set[int] = set()
+        parts: list[Part] = []
+        for target, source, axis, m, factor in terms:
+            dim, n = grid.dim(axis), sizes[grid.dim(axis)]
+            if n == 1 and grid.singleton == "zero":
+                continue
+            order, rule, step = grid.order[grid.index(axis)], grid.rule(axis), grid.step(axis)
+            matrix = derivative_matrix(n, m, order, rule, step, back)
+            into, of = (source, target) if back else (target, source)
+            for a, b in _pieces(into, of, written):
+                parts.append(Part(_span(a), _span(b), a[0] in written, dim, matrix.scale * factor, matrix))
+                written.update(a)
+        return tuple(parts), tuple(c for c in range(self.outputs) if c not in written)
+
+    def __call__(self, f: Tensor) -> Tensor:
+        if type(f) is not Tensor and type(f) is not torch.nn.Parameter:  # a subclass: a compiler's, a user's
+            return apply_by_cat(f, self.parts, self.unwritten, self.outputs, self.component)
+        path = self.path if self.path != "auto" else "rows" if f.device.type == "cpu" else "blocks"
+        if path == "cat":
+            return apply_by_cat(f, self.parts, self.unwritten, self.outputs, self.component)
+        return self._in_place(f, self._block if path == "blocks" else _fill_rows)
+
+    def _in_place(self, f: Tensor, edges: Callable[[Tensor, Tensor, Part], None]) -> Tensor:
+        shape = list(f.shape)
+        if not self.whole:
+            shape[self.component] = self.outputs
+        out, scratch = f.new_empty(shape), {}
+        for part in self.parts:
+            source = _components(f, part.of, self.component)
+            total = target = _components(out, part.into, self.component)
+            if part.add:
+                size = target.shape
+                target = scratch[size] if size in scratch else scratch.setdefault(size, f.new_empty(size))
+            self._interior(target, source, part)
+            edges(target, source, part)
+            if part.add:
+                total.add_(target, alpha=part.scale)
+            elif part.scale != 1.0:
+                target.mul_(part.scale)
+        if self.whole and not self.parts:
+            return out.zero_()
+        for c in self.unwritten:
+            out.narrow(self.component, c, 1).zero_()
+        return out
+
+    def _interior(self, target: Tensor, f: Tensor, part: Part) -> None:
+        dim, matrix = part.dim, part.matrix
+        if not matrix.inner:
+            target.narrow(dim, matrix.first, matrix.count).zero_()
+            return
+        out = target.narrow(dim, matrix.first, matrix.count)
+        weights = [
+            w if isinstance(w, float) else self._column(f, dim, (w,), (matrix, o)).squeeze(dim - 1)
+            for o, w in matrix.inner
+        ]
+        slices = [f.narrow(dim, matrix.first + o, matrix.count) for o, _ in matrix.inner]
+        _sum_into(out, slices, weights)
+
+    def _block(self, target: Tensor, f: Tensor, part: Part) -> None:
+        for first, column, weights in _blocks(part.matrix):
+            if len(weights) == 1 and len(weights[0]) == 1:
+                out, slices = target.narrow(part.dim, first, 1), [f.narrow(part.dim, column, 1)]
+                _sum_into(out, slices, list(weights[0]))
+                continue
+            columns = f.narrow(part.dim, column, len(weights[0])).unsqueeze(part.dim - 1)
+            product = columns * self._column(f, part.dim, weights, (part.matrix, first, "block"))
+            torch.sum(product, part.dim, out=target.narrow(part.dim, first, len(weights)))
+        _fill_rows(target, f, part, [row for row in part.matrix.edges if row[0] not in _in_blocks(part.matrix)])
+
+    def _column(self, f: Tensor, dim: int, weights: Sequence[Sequence[float]], key: tuple) -> Tensor:
+        """Weights (row, column) shaped to broadcast over f with a dimension of rows before dim; kept on the device."""
+        key = (id(key[0]), *key[1:], dim, f.dtype, f.device)
+        if key not in self.columns:
+            with torch.inference_mode(False):
+                made = torch.tensor(weights, dtype=f.dtype, device=f.device)
+            self.columns[key] = made.reshape(*made.shape, *[1] * (-1 - dim))
+        return self.columns[key]
+
+
+def _fill_rows(target: Tensor, f: Tensor, part: Part, rows: Sequence | None = None) -> None:
+    for i, terms in part.matrix.edges if rows is None else rows:
+        out = target.narrow(part.dim, i, 1)
+        if terms:
+            _sum_into(out, [f.narrow(part.dim, j, 1) for j, _ in terms], [w for _, w in terms])
+        else:
+            out.zero_()
+
+
+def _sum_into(out: Tensor, slices: list[Tensor], weights: list) -> None:
+    """out = the sum of weight * slice, in the fewest passes; weights are numbers, or tensors all."""
+    if isinstance(weights[0], Tensor):
+        torch.mul(slices[0], weights[0], out=out)
+        for f, w in zip(slices[1:], weights[1:], strict=True):
+            out.addcmul_(f, w)
+        return
+    if weights[0] == 1.0 and len(slices) > 1:
+        torch.add(slices[0], slices[1], alpha=weights[1], out=out)
+        start = 2
+    else:
+        torch.mul(slices[0], weights[0], out=out)
+        start = 1
+    for f, w in zip(slices[start:], weights[start:], strict=True):
+        out.add_(f, alpha=w)
+
+
+def apply_by_cat(f: Tensor, parts: Sequence, unwritten: Sequence[int], outputs: int, component: int) -> Tensor:
+    """The same sums without writing in place; plain code on plain tuples, which compilers trace."""
+    if not parts and not unwritten:
+        return f * 0.0
+    whole, totals = None, {}
+    for into, of, add, dim, scale, matrix in parts:
+        value = _apply_one(_components(f, of, component), dim, scale, matrix)
+        if into is None:
+            whole = value
+            continue
+        for k, c in enumerate(range(*into)):
+            piece = value.narrow(component, k, 1)
+            totals[c] = totals[c] + piece if add else piece
+    if whole is not None:
+        return whole
+    for c in unwritten:
+        totals[c] = f.narrow(component, 0, 1) * 0.0
+    return torch.cat([totals[c] for c in range(outputs)], dim=component)
+
+
+def _apply_one(f: Tensor, dim: int, scale: float, matrix: Sequence) -> Tensor:
+    n, _, first, count, inner, edges, _ = matrix
+    rows = {}
+    if count:
+        total = None
+        for o, w in inner:
+            weight = w
+            if isinstance(w, tuple):
+                weight = torch.tensor(w, dtype=f.dtype, device=f.device).reshape([count] + [1] * (-1 - dim))
+            term = f.narrow(dim, first + o, count) * weight
+            total = term if total is None else total + term
+        rows[first] = f.narrow(dim, first, count) * 0.0 if total is None else total
+    for i, terms in edges:
+        total = None
+        for j, w in terms:
+            term = f.narrow(dim, j, 1) * w
+            total = term if total is None else total + term
+        rows[i] = f.narrow(dim, i, 1) * 0.0 if total is None else total
+    return torch.cat([rows[i] for i in range(n) if i in rows], dim=dim) * scale
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(f: Tensor, operator: Operator) -> Tensor:
+        return operator(f)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.operator = inputs[1]
+
+    @staticmethod
+    def backward(ctx, g: Tensor):
+        return _Linear.apply(g, ctx.operator.adjoint), None
+
+    @staticmethod
+    def jvp(ctx, tangent: Tensor, _):
+        return _Linear.apply(tangent, ctx.operator)
+
+    @staticmethod
+    def vmap(info, in_dims, f: Tensor, operator: Operator):
+        return _Linear.apply(f.movedim(in_dims[0], 0), operator), 0
+
+
+class _TracedLinear(torch.autograd.Function):
+    """`_Linear` as the compiler can trace it: no forward mode, and constants by name instead of an object."""
+
+    @staticmethod
+    def forward(f: Tensor, key, sizes, terms, shape, back) -> Tensor:
+        return apply_by_cat(f, *_plain_operator(key, sizes, terms, shape, back))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.made = inputs[1:]
+
+    @staticmethod
+    def backward(ctx, g: Tensor):
+        key, sizes, terms, shape, back = ctx.made
+        return _TracedLinear.apply(g, key, sizes, terms, shape, not back), None, None, None, None, None
+
+
+def combine(f: Float[Tensor, "..."], terms: tuple[Term, ...], grid: Grid, components: int) -> Float[Tensor, "..."]:
+    """The field of `components` sums: each term (into, of, axis, m, factor) adds factor * D^m of `of` to `into`.
+
+    `into` and `of` are components, or equally long ranges of them; the field is (..., c, *grid.axes).
+
+    >>> u = torch.arange(4.0).expand(1, 2, 4, 4, 4)
+    >>> combine(u, ((0, 0, "y", 1, 1.0), (0, 1, "x", 1, 1.0)), Grid(), 1).unique()  # a divergence
+    tensor([1.])
+    """
+    sizes = _sizes(f, grid)
+    _check(grid, sizes, terms)
+    return _run(f, grid, sizes, terms, (f.shape[-len(sizes) - 1], components))
 
 
 def derivative(f: Float[Tensor, "*axes"], axis: str, m: int, grid: Grid) -> Float[Tensor, "*axes"]:
-    """D^m f along an axis ("t", "y", "x": the last three of f), in units of f per coordinate^m, at the grid's order."""
-    dim, n = DIM[axis], f.shape[DIM[axis]]
-    order, boundary, step = grid.order[AXES.index(axis)], grid.rule(axis), grid.step(axis)
-    grid.check_length(axis, n)
-    if n == 1 and grid.singleton == "zero":
-        return f * 0.0
-    if n < order + m:
-        raise ValueError(
-            f"axis {axis} has {n} nodes; derivative {m} at order {order} needs at least {order + m}: "
-            f'lengthen the axis, lower the order, or use Grid(singleton="zero") when it has one node.'
+    """D^m f along an axis (the last dimensions of f are the grid's), in units of f per coordinate^m."""
+    sizes, terms = _sizes(f, grid), ((-1, -1, axis, m, 1.0),)
+    _check(grid, sizes, terms)
+    return _run(f, grid, sizes, terms, (0, 0))
+
+
+def _run(f: Tensor, grid: Grid, sizes: tuple[int, ...], terms: tuple[Term, ...], shape: tuple[int, int]) -> Tensor:
+    if torch.compiler.is_compiling():
+        out = _TracedLinear.apply(f, grid.key, sizes, terms, shape, False)
+    else:
+        out = _Linear.apply(f, _operator(grid, sizes, terms, shape, False))
+    assert isinstance(out, Tensor)
+    return out
+
+
+def _sizes(f: Tensor, grid: Grid) -> tuple[int, ...]:
+    # index() makes a compiler's symbolic size a number: the edge rows depend on it.
+    return tuple(index(f.shape[k - len(grid.axes)]) for k in range(len(grid.axes)))
+
+
+def _check(grid: Grid, sizes: tuple[int, ...], terms: tuple[Term, ...]) -> None:
+    for _, _, axis, m, _ in terms:
+        n, place = sizes[grid.dim(axis)], grid.index(axis)
+        grid.check_length(axis, n)
+        needed = nodes_needed(m, grid.order[place], grid.boundary[place])
+        if n < needed and not (n == 1 and grid.singleton == "zero"):
+            raise ValueError(
+                f"axis {axis} has {n} nodes; derivative {m} at order {grid.order[place]} needs at least {needed}: "
+                f'lengthen the axis, lower the order, or use Grid(singleton="zero") when it has one node.'
+            )
+
+
+@lru_cache(maxsize=4096)
+def _operator(grid: Grid, sizes: tuple[int, ...], terms: tuple[Term, ...], shape: tuple[int, int], back: bool):
+    return Operator(grid, sizes, terms, shape, back)
+
+
+@torch.compiler.assume_constant_result
+def _plain_operator(key: str, sizes: tuple[int, ...], terms: tuple[Term, ...], shape: tuple[int, int], back: bool):
+    """The operator as nested tuples, made while compiling: compilers cannot hold the object."""
+    grid = Grid.from_key(key)
+    if grid.path not in ("auto", "cat"):
+        logger.warning(
+            "physfields: path %r writes in place, which compilers cannot use; this graph takes 'cat'.", grid.path
         )
-    if isinstance(step, tuple):
-        return _uneven(f, dim, m, step, boundary, order)
-    radius = (m + 1) // 2 - 1 + order // 2
-    rows, factor = _even_rows(m, order, radius, boundary == "one_sided")
-    *edges, central = rows
-    if not edges:
-        g = halo(f, dim, radius, radius, boundary)
-        return _combine([g.narrow(dim, k, n) for k in range(2 * radius + 1)], central) * (factor / step**m)
-    inner = _combine([f.narrow(dim, k, n - 2 * radius) for k in range(2 * radius + 1)], central)
-    first = [f.narrow(dim, k, 1) for k in range(order + m)]
-    last = [f.narrow(dim, n - 1 - k, 1) for k in range(order + m)]
-    low = [_combine(first, row) for row in edges]
-    high = [_combine(last, [(-1) ** m * w for w in row]) for row in reversed(edges)]
-    return torch.cat([*low, inner, *high], dim=dim) * (factor / step**m)
+    operator = _operator(grid, sizes, terms, shape, back)
+    parts = tuple((*part[:5], tuple(part.matrix)) for part in operator.parts)
+    return parts, operator.unwritten, operator.outputs, operator.component
+
+
+def _components(f: Tensor, span: tuple[int, int, int] | None, component: int) -> Tensor:
+    if span is None:
+        return f
+    start, stop, step = span
+    if step == 1:
+        return f.narrow(component, start, stop - start)
+    return f.movedim(component, 0)[start:stop:step].movedim(0, component)
+
+
+def _pieces(into: Components, of: Components, written: set[int]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The term's components, one by one if only some of them have been written to before."""
+    a, b = (tuple(c) if isinstance(c, range) else (c,) for c in (into, of))
+    assert len(a) == len(b)
+    return [(a, b)] if len({c in written for c in a}) == 1 else [((i,), (j,)) for i, j in zip(a, b, strict=True)]
+
+
+def _span(components: tuple[int, ...]) -> tuple[int, int, int] | None:
+    if components == (-1,):
+        return None
+    step = components[1] - components[0] if len(components) > 1 else 1
+    return components[0], components[-1] + 1, step
+
+
+@lru_cache(maxsize=1024)
+def _blocks(matrix: Matrix) -> tuple[tuple[int, int, tuple[tuple[float, ...], ...]], ...]:
+    """Runs of edge rows that read the same columns: (first row, first column, weights).
+
+    The rows of an adjoint may read any of the run's columns: what spreads there is a gradient and no field.
+    """
+    runs: list[list] = []
+    for i, terms in matrix.edges:
+        columns = {j for j, _ in terms}
+        low, high = min(columns, default=0), max(columns, default=0)
+        solid = bool(columns) and high - low < 2 * len(columns) + 2
+        last = runs[-1] if runs else None
+        joins = solid and last is not None and last[-1][0] == i - 1 and (matrix.transposed or last[-1][1] == columns)
+        if joins:
+            assert last is not None
+            last.append((i, columns, dict(terms)))
+        elif solid and (matrix.transposed or len(columns) == high - low + 1):
+            runs.append([(i, columns, dict(terms))])
+    blocks = []
+    for run in runs:
+        if len(run) == 1 and len(run[0][1]) <= 2:
+            continue  # as many kernels row by row
+        low, high = min(min(c) for _, c, _ in run), max(max(c) for _, c, _ in run)
+        weights = tuple(tuple(w.get(j, 0.0) for j in range(low, high + 1)) for _, _, w in run)
+        blocks.append((run[0][0], low, weights))
+    return tuple(blocks)
+
+
+@lru_cache(maxsize=1024)
+def _in_blocks(matrix: Matrix) -> frozenset[int]:
+    return frozenset(first + k for first, _, weights in _blocks(matrix) for k in range(len(weights)))
 
 
 def halo(f: Shaped[Tensor, "..."], dim: int, before: int, after: int, boundary: str) -> Shaped[Tensor, "..."]:
-    """f with `before` and `after` ghost cells along dim, filled by the boundary rule (not `one_sided`: it has none)."""
+    """f with `before` and `after` ghost cells along dim, filled by the boundary rule (not `one_sided`, `sbp`: no ghosts)."""
     n = f.shape[dim]
     first, last = f.narrow(dim, 0, 1), f.narrow(dim, n - 1, 1)
     if boundary == "periodic":
@@ -65,52 +382,3 @@ def halo(f: Shaped[Tensor, "..."], dim: int, before: int, after: int, boundary: 
     else:
         raise ValueError(f"halo: expected periodic, replicate, reflect or zero, got {boundary!r}.")
     return torch.cat([*low, f, *high], dim=dim)
-
-
-def _uneven(f: Tensor, dim: int, m: int, positions: tuple[float, ...], boundary: str, order: int) -> Tensor:
-    n, points = len(positions), order + m
-    left = (points - 1) // 2
-    if boundary != "one_sided":
-        f = halo(f, dim, left, points - 1 - left, boundary)
-    starts, weights = _uneven_rows(positions, m, order, boundary == "one_sided")
-    regular = [i for i in range(n) if starts[i] == i - (left if boundary == "one_sided" else 0)]
-    low, high = range(regular[0]), range(regular[-1] + 1, n)
-    shape = [len(regular)] + [1] * (-1 - dim)  # a column along dim
-    columns = [f.new_tensor([weights[i][k] for i in regular]).reshape(shape) for k in range(points)]
-    inner = sum(f.narrow(dim, starts[regular[0]] + k, len(regular)) * columns[k] for k in range(points))
-    assert isinstance(inner, Tensor)
-    edge = {i: _combine([f.narrow(dim, starts[i] + k, 1) for k in range(points)], weights[i]) for i in (*low, *high)}
-    return torch.cat([*(edge[i] for i in low), inner, *(edge[i] for i in high)], dim=dim) if edge else inner
-
-
-@lru_cache(maxsize=1024)
-def _even_rows(m: int, order: int, radius: int, one_sided: bool) -> tuple[tuple[tuple[int, ...], ...], float]:
-    """Integer rows (edge rows from the outside in, the central row last) and the factor that they share."""
-    rows = [fd_weights([k - i for k in range(order + m)], m) for i in range(radius)] if one_sided else []
-    rows.append(fd_weights(range(-radius, radius + 1), m))
-    common = math.lcm(*(w.denominator for row in rows for w in row))
-    return tuple(tuple(int(w * common) for w in row) for row in rows), 1 / common
-
-
-@lru_cache(maxsize=1024)
-def _uneven_rows(
-    positions: tuple[float, ...], m: int, order: int, one_sided: bool
-) -> tuple[tuple[int, ...], tuple[tuple[float, ...], ...]]:
-    """First point and weights of every row; with ghost cells, points count from the first ghost cell."""
-    n, points = len(positions), order + m
-    left, x = (points - 1) // 2, [Fraction(p) for p in positions]
-    starts = [min(max(i - left, 0), n - points) if one_sided else i for i in range(n)]
-    if not one_sided:  # ghost nodes mirror the inner ones about the edge node
-        x = [2 * x[0] - x[k] for k in range(left, 0, -1)] + x + [2 * x[-1] - x[-1 - k] for k in range(1, points - left)]
-    here = [x[i if one_sided else i + left] for i in range(n)]
-    rows = [fd_weights([x[starts[i] + k] - here[i] for k in range(points)], m) for i in range(n)]
-    return tuple(starts), tuple(tuple(float(w) for w in row) for row in rows)
-
-
-def _combine(slices: Sequence[Tensor], coefficients: Sequence[int | float]) -> Tensor:
-    terms = sorted((c != 1, k) for k, c in enumerate(coefficients) if c)  # a coefficient 1 first: no product for it
-    (scaled, k), *rest = terms
-    total = slices[k] * coefficients[k] if scaled else slices[k]
-    for _, k in rest:
-        total = torch.add(total, slices[k], alpha=coefficients[k])
-    return total
