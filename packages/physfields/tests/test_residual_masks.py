@@ -7,10 +7,10 @@ import torch
 
 import physfields as pf
 from physfields import exact
-from physfields.residuals import COMPONENTS, TABLE, evaluate
+from physfields.residuals import COMPONENTS, PILA, evaluate
 
 D = torch.float64
-KEYS = [term.key for term in TABLE]
+KEYS = [term.key for term in PILA]
 UNEVEN = pf.Grid.from_latent_times([0.0, 0.625, 1.625, 2.625, 3.625])
 
 
@@ -27,7 +27,7 @@ def test_frames_under_the_mask_do_not_enter_the_time_mean_of_a_displacement_wave
     d = exact.standing_wave(exact.mesh(grid, shape))["displacement"]
     mask = torch.ones(1, 1, *shape)
     mask[:, :, 7:] = 0
-    term = {"experts": ["elastic"], "families": ["pde_anchor"]}
+    term = {"categories": ["elastic"], "families": ["pde_anchor"]}
     fields = {"displacement": d, "velocity": torch.zeros_like(d)}
     masked = evaluate(fields, grid, mask=mask, **term)["elastic.displacement_wave"].field["node"][:, :, :5]
     short = {name: f[:, :, :7] for name, f in fields.items()}

@@ -7,11 +7,11 @@ import torch
 
 import physfields as pf
 from physfields import exact
-from physfields.residuals import COMPONENTS, EXPERTS, FAMILIES, TABLE, evaluate
+from physfields.residuals import COMPONENTS, EXPERTS, FAMILIES, PILA, evaluate
 
 D = torch.float64
 SCALES = pf.Scales(viscosity=0.1, diffusivity=0.1, compression=1.0, latent_heat=1.0, reference_temperature=1.0)
-KEYS = [term.key for term in TABLE]
+KEYS = [term.key for term in PILA]
 
 
 def grid_of(n, order, length=3.0, duration=2.0):
@@ -90,12 +90,12 @@ HOLDS = {
 
 
 def term_of(key):
-    return next(term for term in TABLE if term.key == key)
+    return next(term for term in PILA if term.key == key)
 
 
 def residual(key, fields, grid, **options):
     term = term_of(key)
-    return evaluate(fields, grid, [term.expert], families=[term.family], scales=SCALES, **options)[key]
+    return evaluate(fields, grid, [term.category], families=[term.family], scales=SCALES, **options)[key]
 
 
 def complete(fields, key, at):
@@ -132,7 +132,7 @@ def test_the_table_of_solutions_covers_all_29():
     assert list(HOLDS) == KEYS
 
 
-READS = [(term.key, slot) for term in TABLE for slot in term.reads if (term.number, slot) != (2, "velocity")]
+READS = [(term.key, slot) for term in PILA for slot in term.reads if (term.number, slot) != (2, "velocity")]
 
 
 @pytest.mark.parametrize(("key", "slot"), READS)
@@ -306,17 +306,17 @@ def test_every_loss_has_a_gradient_that_matches_finite_differences():
 
 
 def test_the_table_counts_as_the_paper_does():
-    assert [term.number for term in TABLE] == list(range(1, 30))
-    assert [sum(term.expert == e for term in TABLE) for e in EXPERTS] == [4, 4, 4, 4, 4, 4, 2, 3]
-    assert [sum(term.family == f for term in TABLE) for f in FAMILIES] == [10, 3, 6, 10]
+    assert [term.number for term in PILA] == list(range(1, 30))
+    assert [sum(term.category == e for term in PILA) for e in EXPERTS] == [4, 4, 4, 4, 4, 4, 2, 3]
+    assert [sum(term.family == f for term in PILA) for f in FAMILIES] == [10, 3, 6, 10]
     assert len(set(KEYS)) == 29
-    assert all(term.equation.endswith(".") and term.reference for term in TABLE)
+    assert all(term.equation.endswith(".") and term.reference for term in PILA)
 
 
-@pytest.mark.parametrize("term", TABLE, ids=KEYS)
+@pytest.mark.parametrize("term", PILA, ids=KEYS)
 def test_a_term_reads_exactly_the_slots_it_names(term):
     bank = {s: f.requires_grad_() for s, f in random_bank().items()}
-    out = evaluate(bank, UNEVEN, [term.expert], relative=False, kappa=1.0)[term.key]
+    out = evaluate(bank, UNEVEN, [term.category], relative=False, kappa=1.0)[term.key]
     gradients = torch.autograd.grad(out.loss.sum(), list(bank.values()), allow_unused=True)
     read = {slot for slot, g in zip(bank, gradients, strict=True) if g is not None and g.any()}
     assert read == set(term.reads) - ({"velocity"} if term.number == 2 else set())  # term 2 takes only its scale from v
@@ -331,13 +331,13 @@ def test_experts_and_families_choose_rows():
 
 def test_bad_requests_raise_with_what_was_expected():
     bank = random_bank()
-    with pytest.raises(ValueError, match="experts out of"):
+    with pytest.raises(ValueError, match="categories out of"):
         evaluate(bank, UNEVEN, ["plasma"])
     with pytest.raises(ValueError, match="read 'temperature'"):
         evaluate({"velocity": bank["velocity"]}, UNEVEN, ["thermal"])
     with pytest.raises(ValueError, match="mask of shape"):
         evaluate(bank, UNEVEN, mask=torch.ones(3, 1, 5, 5, 4))
-    with pytest.raises(ValueError, match="velocity of shape"):
+    with pytest.raises(ValueError, match="velocity: expected 2 components"):
         evaluate({**bank, "velocity": bank["strain"]}, UNEVEN)
     with pytest.raises(ValueError, match="floating"):
         evaluate({**bank, "pressure": bank["pressure"].long()}, UNEVEN)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import physfields as pf
 from backbones import Backbone, Spec, Text, paths
 from physexperts import MECHANISMS, LabelPriorRouter, Pairs, Routing, UniformRouter
-from physfields.residuals import TABLE
+from physfields.residuals import PILA
 from pila.afe import AFE, Recovered
 from pila.bank import CHANNELS
 from pila.condition import Condition
@@ -89,7 +89,7 @@ class PilaAdapter(nn.Module):
         self.operators = Operators(
             condition=net.condition_width,
             hidden=net.operator_width,
-            residuals=len(TABLE),
+            residuals=len(PILA),
             shared=route.operators == "shared",
         )
         self.decoder = Decoder(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import physfields as pf
 from physexperts import MECHANISMS
-from physfields.residuals import TABLE, evaluate
+from physfields.residuals import PILA, evaluate
 from pila import masks
 from pila.adapter import Anatomy, PilaAdapter
 from pila.afe import Recovered
@@ -200,5 +200,5 @@ def _row(flags: Tensor) -> Tensor:
     return flags.float().view(-1, 1, 1, 1, 1)
 
 
-_NUMBER = {term.key: index for index, term in enumerate(TABLE)}
-_FAMILY = {term.key: term.family for term in TABLE}
+_NUMBER = {term.key: index for index, term in enumerate(PILA)}
+_FAMILY = {term.key: term.family for term in PILA}

@@ -1,41 +1,45 @@
-"""Finite-difference fields in torch: operators and physics residuals on (t, y, x) grids, in units."""
+"""Finite-difference fields in torch: operators and physics residuals on (t, y, x) or (t, z, y, x) grids, in units."""
 
 from importlib.metadata import version
 
 from physfields import exact, residuals
+from physfields.balance import Constants, Scales
 from physfields.derivatives import Derivatives
 from physfields.grid import Grid
+from physfields.kinematics import box_residual, cumulative_integral, face_difference, face_mean, time_derivative
 from physfields.masks import erode_valid, face_mask, fill, masked_mean
 from physfields.operators import (
-    advection,
-    cumulative_integral,
+    biharmonic,
     curl,
     divergence,
-    face_difference,
-    face_mean,
     from_flow_xy,
     gradient,
+    halo,
     hessian,
     jacobian,
     laplacian,
-    material_derivative,
     partial,
     spin,
     strain_rate,
     tensor_divergence,
-    time_derivative,
     vector_laplacian,
 )
-from physfields.residuals import Residual, Scales
+from physfields.poisson import Helmholtz, helmholtz_split, solve_poisson
+from physfields.reduction import Residual
+from physfields.transport import advection, material_derivative
 from physfields.weights import fd_weights
 
 __all__ = [
+    "Constants",
     "Derivatives",
     "Grid",
+    "Helmholtz",
     "Residual",
     "Scales",
     "__version__",
     "advection",
+    "biharmonic",
+    "box_residual",
     "cumulative_integral",
     "curl",
     "divergence",
@@ -48,6 +52,8 @@ __all__ = [
     "fill",
     "from_flow_xy",
     "gradient",
+    "halo",
+    "helmholtz_split",
     "hessian",
     "jacobian",
     "laplacian",
@@ -55,6 +61,7 @@ __all__ = [
     "material_derivative",
     "partial",
     "residuals",
+    "solve_poisson",
     "spin",
     "strain_rate",
     "tensor_divergence",

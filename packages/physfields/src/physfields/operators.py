@@ -1,64 +1,55 @@
-"""Vector calculus on batched fields (b, c, t, y, x), differentiable, in the grid's units.
+"""Vector calculus on batched fields (b, c, t, *space), differentiable, in the grid's units.
 
-Component i belongs to spatial axis i: a vector is (u_y, u_x); y points down, as rows do. A Jacobian is
-[component, axis]. Symmetric tensors are three components (yy, xx, yx). Optical flow comes as (x, y): `from_flow_xy`.
-`curl` is D_x u_y - D_y u_x, positive when x turns towards y: clockwise on a screen, as y points down.
+Space is (y, x) or (z, y, x), and component i belongs to spatial axis i: a vector is (u_y, u_x) or (u_z, u_y, u_x); y
+points down, as rows do. A Jacobian is [component, axis]. Symmetric tensors are (yy, xx, yx) or (zz, yy, xx, zy, zx,
+yx). Optical flow comes as (x, y): `from_flow_xy`. On a plane `curl` is D_x u_y - D_y u_x, positive when x turns towards
+y: clockwise on a screen, as y points down.
 
 fp16 and bf16 are computed and returned in fp32; fp32 and fp64 are kept; autocast is off inside; integers raise.
 NaN stays within the stencil's reach: to hide invalid cells, replace them before the stencil (`physfields.masks`).
 """
 
-import functools
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, ParamSpec, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from physfields.grid import AXES, DIM, Grid
-from physfields.stencil import derivative
+from physfields.fields import as_field, in_full_precision, symmetric_pairs
+from physfields.grid import Grid
+from physfields.kinematics import cumulative_integral, face_difference, face_mean, neighbours, time_derivative
+from physfields.stencil import combine, derivative
+from physfields.stencil import halo as ghost_cells
+from physfields.weights import fd_weights
 
-P = ParamSpec("P")
-R = TypeVar("R")
-Place = Literal["node", "half"]
-Form = Literal["convective", "conservative", "skew"]
-
-
-def in_full_precision(*components: int | None) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Check and up-cast an operator's leading fields (component counts given, None is any); switch autocast off."""
-
-    def wrap(operator: Callable[P, R]) -> Callable[P, R]:
-        @functools.wraps(operator)
-        def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            fields = [
-                as_field(field, count, operator.__name__)
-                for field, count in zip(args[: len(components)], components, strict=True)
-            ]
-            with torch.autocast(fields[0].device.type, enabled=False):
-                return operator(*fields, *args[len(components) :], **kwargs)  # pyright: ignore[reportCallIssue]
-
-        call.__signature__ = inspect.signature(operator)  # pyright: ignore[reportAttributeAccessIssue]
-        return call
-
-    return wrap
-
-
-def as_field(f: object, components: int | None, name: str) -> Tensor:
-    """f as a floating field of at least fp32, or ValueError naming what was expected."""
-    if not isinstance(f, Tensor) or f.ndim != 5:
-        got = tuple(f.shape) if isinstance(f, Tensor) else type(f).__name__
-        raise ValueError(f"{name}: expected a field of shape (b, c, t, y, x), got {got}.")
-    if not f.is_floating_point():
-        raise ValueError(f"{name}: expected a floating field, got {f.dtype}; convert it with .float().")
-    if components is not None and f.shape[1] != components:
-        raise ValueError(f"{name}: expected {components} components in dimension 1, got {f.shape[1]}.")
-    return f.float() if f.dtype in (torch.float16, torch.bfloat16) else f
+__all__ = [
+    "as_field",
+    "biharmonic",
+    "cumulative_integral",
+    "curl",
+    "divergence",
+    "face_difference",
+    "face_mean",
+    "from_flow_xy",
+    "gradient",
+    "halo",
+    "hessian",
+    "in_full_precision",
+    "jacobian",
+    "laplacian",
+    "neighbours",
+    "partial",
+    "spin",
+    "strain_rate",
+    "tensor_divergence",
+    "time_derivative",
+    "vector_laplacian",
+]
 
 
-@in_full_precision(None)
-def partial(f: Float[Tensor, "b c t y x"], /, orders: Mapping[str, int], grid: Grid) -> Float[Tensor, "b c t y x"]:
+@in_full_precision("any")
+def partial(f: Float[Tensor, "b c *grid"], /, orders: Mapping[str, int], grid: Grid) -> Float[Tensor, "b c *grid"]:
     """Any mixed derivative: `partial(f, {"y": 1, "x": 2}, grid)` is D_y D_xx f.
 
     >>> x = torch.arange(5.0).expand(1, 1, 1, 1, 5)
@@ -66,176 +57,174 @@ def partial(f: Float[Tensor, "b c t y x"], /, orders: Mapping[str, int], grid: G
     tensor([0., 2., 4., 6., 8.])
     """
     for axis, m in orders.items():
-        if axis not in AXES or m < 0:
-            raise ValueError(f"partial: expected orders >= 0 for axes out of {AXES}, got {dict(orders)}.")
+        if axis not in grid.axes or isinstance(m, bool) or not isinstance(m, int) or m < 0:
+            raise ValueError(f"partial: expected orders (whole, >= 0) for axes out of {grid.axes}, got {dict(orders)}.")
+    for axis, m in orders.items():
         f = derivative(f, axis, m, grid) if m else f
     return f
 
 
-@in_full_precision(None)
+@in_full_precision("any")
 def gradient(
-    f: Float[Tensor, "b c t y x"], /, grid: Grid, *, axes: Sequence[str] = ("y", "x")
-) -> Float[Tensor, "b c a t y x"]:
-    """D_a f for each axis a, stacked behind the components: (b, c, 2, t, y, x)."""
-    return torch.stack([partial(f, {axis: 1}, grid) for axis in axes], dim=2)
+    f: Float[Tensor, "b c *grid"], /, grid: Grid, *, axes: Sequence[str] | None = None
+) -> Float[Tensor, "b c a *grid"]:
+    """D_a f for each axis a (all of space by default), stacked behind the components: (b, c, a, t, *space)."""
+    along = grid.space if axes is None else tuple(axes)
+    c, n = f.shape[1], len(along)
+    terms = tuple((range(k, n * c, n), range(c), axis, 1, 1.0) for k, axis in enumerate(along))
+    return combine(f, terms, grid, n * c).unflatten(1, (c, n))
 
 
-@in_full_precision(2)
-def jacobian(u: Float[Tensor, "b 2 t y x"], /, grid: Grid) -> Float[Tensor, "b 2 2 t y x"]:
-    """J[i, j] = D_j u_i, component first: J[0, 1] is D_x u_y."""
+@in_full_precision("vector")
+def jacobian(u: Float[Tensor, "b n *grid"], /, grid: Grid) -> Float[Tensor, "b n n *grid"]:
+    """J[i, j] = D_j u_i, component first: on a plane J[0, 1] is D_x u_y."""
     return gradient(u, grid)
 
 
-@in_full_precision(None)
-def hessian(f: Float[Tensor, "b c t y x"], /, grid: Grid) -> Float[Tensor, "b c 2 2 t y x"]:
-    """H[i, j] = D_i D_j f: compact second derivatives on the diagonal, the mixed one off it."""
-    yy, xx, yx = (partial(f, orders, grid) for orders in ({"y": 2}, {"x": 2}, {"y": 1, "x": 1}))
-    return torch.stack([torch.stack([yy, yx], dim=2), torch.stack([yx, xx], dim=2)], dim=2)
+@in_full_precision("any")
+def hessian(f: Float[Tensor, "b c *grid"], /, grid: Grid) -> Float[Tensor, "b c n n *grid"]:
+    """H[i, j] = D_i D_j f: compact second derivatives on the diagonal, the mixed ones off it."""
+    n, first = len(grid.space), {}
+    for i, j in symmetric_pairs(n):
+        a, b = grid.space[i], grid.space[j]
+        first[i, j] = derivative(f, a, 2, grid) if i == j else derivative(derivative(f, a, 1, grid), b, 1, grid)
+    rows = [torch.stack([first[min(i, j), max(i, j)] for j in range(n)], dim=2) for i in range(n)]
+    return torch.stack(rows, dim=2)
 
 
-@in_full_precision(2)
-def divergence(u: Float[Tensor, "b 2 t y x"], /, grid: Grid) -> Float[Tensor, "b 1 t y x"]:
-    """div u = D_y u_y + D_x u_x."""
-    return derivative(u[:, :1], "y", 1, grid) + derivative(u[:, 1:], "x", 1, grid)
+@in_full_precision("vector")
+def divergence(u: Float[Tensor, "b n *grid"], /, grid: Grid) -> Float[Tensor, "b 1 *grid"]:
+    """div u = D_i u_i.
+
+    >>> y, x = torch.meshgrid(torch.arange(4.0), torch.arange(4.0), indexing="ij")
+    >>> divergence(torch.stack([2 * y + x, x - y])[None, :, None], Grid()).unique()
+    tensor([3.])
+    """
+    return combine(u, tuple((0, i, axis, 1, 1.0) for i, axis in enumerate(grid.space)), grid, 1)
 
 
-@in_full_precision(2)
-def curl(u: Float[Tensor, "b 2 t y x"], /, grid: Grid) -> Float[Tensor, "b 1 t y x"]:
-    """curl u = D_x u_y - D_y u_x: twice the angular velocity, positive when x turns towards y."""
-    return derivative(u[:, :1], "x", 1, grid) - derivative(u[:, 1:], "y", 1, grid)
+@in_full_precision("vector")
+def curl(u: Float[Tensor, "b n *grid"], /, grid: Grid) -> Float[Tensor, "b m *grid"]:
+    """On a plane D_x u_y - D_y u_x, one component: twice the angular velocity, positive when x turns towards y.
+
+    In space the vector (z, y, x) of the right-handed x, y, z: its z component is D_x u_y - D_y u_x as on a plane.
+    """
+    if len(grid.space) == 2:
+        return combine(u, ((0, 0, "x", 1, 1.0), (0, 1, "y", 1, -1.0)), grid, 1)
+    turns = [(i, (i + 1) % 3, (i + 2) % 3) for i in range(3)]
+    terms = [(i, j, grid.space[k], 1, 1.0) for i, j, k in turns] + [(i, k, grid.space[j], 1, -1.0) for i, j, k in turns]
+    return combine(u, tuple(terms), grid, 3)
 
 
-@in_full_precision(None)
-def laplacian(f: Float[Tensor, "b c t y x"], /, grid: Grid) -> Float[Tensor, "b c t y x"]:
-    """lap f = D_yy f + D_xx f, with compact second derivatives, for each component."""
-    return derivative(f, "y", 2, grid) + derivative(f, "x", 2, grid)
+@in_full_precision("any")
+def laplacian(f: Float[Tensor, "b c *grid"], /, grid: Grid) -> Float[Tensor, "b c *grid"]:
+    """lap f = D_ii f over space, with compact second derivatives, for each component.
+
+    >>> y, x = torch.meshgrid(torch.arange(4.0), torch.arange(4.0), indexing="ij")
+    >>> laplacian((y**2 - 3 * x**2)[None, None, None], Grid()).unique()
+    tensor([-4.])
+    """
+    c = f.shape[1]
+    return combine(f, tuple((range(c), range(c), axis, 2, 1.0) for axis in grid.space), grid, c)
 
 
-@in_full_precision(2)
-def vector_laplacian(u: Float[Tensor, "b 2 t y x"], /, grid: Grid) -> Float[Tensor, "b 2 t y x"]:
+@in_full_precision("vector")
+def vector_laplacian(u: Float[Tensor, "b n *grid"], /, grid: Grid) -> Float[Tensor, "b n *grid"]:
     """lap u, component by component (Cartesian axes)."""
     return laplacian(u, grid)
 
 
-@in_full_precision(3)
-def tensor_divergence(s: Float[Tensor, "b 3 t y x"], /, grid: Grid) -> Float[Tensor, "b 2 t y x"]:
-    """(div s)_i = D_j s_ij of a symmetric tensor (yy, xx, yx), as a vector (y, x)."""
-    yy, xx, yx = s.split(1, dim=1)
-    along_y = derivative(yy, "y", 1, grid) + derivative(yx, "x", 1, grid)
-    along_x = derivative(yx, "y", 1, grid) + derivative(xx, "x", 1, grid)
-    return torch.cat([along_y, along_x], dim=1)
+@in_full_precision("any")
+def biharmonic(f: Float[Tensor, "b c *grid"], /, grid: Grid) -> Float[Tensor, "b c *grid"]:
+    """lap lap f, from compact fourth derivatives and D_ii D_jj: full order at the edges, which lap(lap f) loses."""
+    n = len(grid.space)
+    straight = _total(derivative(f, axis, 4, grid) for axis in grid.space)
+    second = [derivative(f, axis, 2, grid) for axis in grid.space[:-1]]
+    mixed = _total(derivative(second[i], grid.space[j], 2, grid) for i in range(n) for j in range(i + 1, n))
+    return torch.add(straight, mixed, alpha=2)
 
 
-@in_full_precision(2)
-def strain_rate(u: Float[Tensor, "b 2 t y x"], /, grid: Grid) -> Float[Tensor, "b 3 t y x"]:
+@in_full_precision("symmetric")
+def tensor_divergence(s: Float[Tensor, "b k *grid"], /, grid: Grid) -> Float[Tensor, "b n *grid"]:
+    """(div s)_i = D_j s_ij of a symmetric tensor, as a vector."""
+    n = len(grid.space)
+    terms = []
+    for k, (i, j) in enumerate(symmetric_pairs(n)):
+        terms += [(i, k, grid.space[j], 1, 1.0)] + ([(j, k, grid.space[i], 1, 1.0)] if i != j else [])
+    return combine(s, tuple(terms), grid, n)
+
+
+@in_full_precision("vector")
+def strain_rate(u: Float[Tensor, "b n *grid"], /, grid: Grid) -> Float[Tensor, "b k *grid"]:
     """E = (grad u + grad u^T) / 2 as (yy, xx, yx); zero for every rigid motion. PILA (Wang et al., 2026), Eq. 16."""
-    dy, dx = derivative(u, "y", 1, grid), derivative(u, "x", 1, grid)
-    return torch.cat([dy[:, :1], dx[:, 1:], 0.5 * (dx[:, :1] + dy[:, 1:])], dim=1)
+    pairs, terms = symmetric_pairs(len(grid.space)), []
+    for k, (i, j) in enumerate(pairs):
+        if i == j:
+            terms += [(k, i, grid.space[i], 1, 1.0)]
+        else:
+            terms += [(k, i, grid.space[j], 1, 0.5), (k, j, grid.space[i], 1, 0.5)]
+    return combine(u, tuple(terms), grid, len(pairs))
 
 
-@in_full_precision(2)
-def spin(u: Float[Tensor, "b 2 t y x"], /, grid: Grid) -> Float[Tensor, "b 1 t y x"]:
-    """W_yx = (D_x u_y - D_y u_x) / 2, the antisymmetric part: the angular velocity of a rotation."""
+@in_full_precision("vector")
+def spin(u: Float[Tensor, "b n *grid"], /, grid: Grid) -> Float[Tensor, "b m *grid"]:
+    """Half the curl, the antisymmetric part of the Jacobian: the angular velocity of a rotation."""
     return 0.5 * curl(u, grid)
 
 
-@in_full_precision(None, 2)
-def advection(
-    f: Float[Tensor, "b c t y x"], u: Float[Tensor, "b 2 t y x"], /, grid: Grid, *, form: Form = "convective"
-) -> Float[Tensor, "b c t y x"]:
-    """Transport of f by u: u . grad f, div(u f), or their mean (skew), which conserves f^2 where div u = 0."""
-    uy, ux = u[:, :1], u[:, 1:]
-    if form == "convective":
-        return uy * derivative(f, "y", 1, grid) + ux * derivative(f, "x", 1, grid)
-    if form == "conservative":
-        return derivative(uy * f, "y", 1, grid) + derivative(ux * f, "x", 1, grid)
-    if form == "skew":
-        return 0.5 * (advection(f, u, grid) + advection(f, u, grid, form="conservative"))
-    raise ValueError(f"advection: expected form convective, conservative or skew, got {form!r}.")
-
-
-@in_full_precision(None, 2)
-def material_derivative(
-    f: Float[Tensor, "b c t y x"], u: Float[Tensor, "b 2 t y x"], /, grid: Grid
-) -> Float[Tensor, "b c t y x"]:
-    """Df/Dt = D_t f + u . grad f: the rate that a point carried by u sees."""
-    return derivative(f, "t", 1, grid) + advection(f, u, grid)
-
-
-@in_full_precision(None)
-def time_derivative(
-    f: Float[Tensor, "b c t y x"], /, grid: Grid, *, n: Literal[1, 2] = 1, at: Place = "node"
-) -> Float[Tensor, "b c s y x"]:
-    """D_t f or D_tt f at the nodes, or (f[i+1] - f[i]) / (t[i+1] - t[i]) at the half steps (one time fewer, n = 1)."""
-    if at == "node":
-        return derivative(f, "t", n, grid)
-    if at != "half" or n != 1:
-        raise ValueError(f'time_derivative: expected at="node", or at="half" with n=1; got at={at!r}, n={n}.')
-    return face_difference(f, "t", grid)
-
-
-@in_full_precision(None)
-def face_difference(f: Float[Tensor, "b c t y x"], /, axis: str, grid: Grid) -> Float[Tensor, "b c tt yy xx"]:
-    """(f[i+1] - f[i]) / gap on the faces between nodes: sees the checkerboard that central differences cannot.
-
-    One entry fewer along the axis; on a periodic axis as many, the last face joining the last node to the first.
-    Second order at the faces.
-    """
-    gaps, low, high = grid.gaps(axis, f.shape[DIM[axis]]), *neighbours(f, axis, grid)
-    if not gaps:
-        raise ValueError(f"axis {axis} has 1 node; a face difference needs at least 2: lengthen the axis.")
-    if isinstance(grid.step(axis), tuple):
-        return (high - low) / f.new_tensor(gaps).reshape([-1] + [1] * (-1 - DIM[axis]))
-    return (high - low) * (1 / gaps[0])
-
-
-@in_full_precision(None)
-def face_mean(f: Float[Tensor, "b c t y x"], /, axis: str, grid: Grid) -> Float[Tensor, "b c tt yy xx"]:
-    """(f[i] + f[i+1]) / 2 on the faces, where `face_difference` lives."""
-    low, high = neighbours(f, axis, grid)
-    return 0.5 * (low + high)
-
-
-def neighbours(f: Tensor, axis: str, grid: Grid) -> tuple[Tensor, Tensor]:
-    """The two nodes of each face along an axis; the last face of a periodic axis joins the last node to the first."""
-    if axis not in AXES:
-        raise ValueError(f"expected an axis out of {AXES}, got {axis!r}.")
-    dim, n = DIM[axis], f.shape[DIM[axis]]
-    if grid.rule(axis) == "periodic":
-        return f, torch.cat([f.narrow(dim, 1, n - 1), f.narrow(dim, 0, 1)], dim=dim)
-    return f.narrow(dim, 0, n - 1), f.narrow(dim, 1, n - 1)
-
-
-@in_full_precision(None)
-def cumulative_integral(
-    v: Float[Tensor, "b c t y x"], /, grid: Grid, *, anchor: int | Literal["first", "middle", "last"] = "middle"
-) -> Float[Tensor, "b c t y x"]:
-    """d with d[anchor] = 0 and d[i+1] - d[i] = gap (v[i] + v[i+1]) / 2: the trapezoid rule with the true gaps.
-
-    "middle" is frame floor(T / 2). The matching residual is `time_derivative(d, at="half") - face_mean(v, "t")`.
-    PILA (Wang et al., 2026), Eq. 19.
-    """
-    frames = v.shape[2]
-    grid.check_length("t", frames)
-    index = (
-        {"first": 0, "middle": frames // 2, "last": frames - 1}.get(anchor, anchor)
-        if isinstance(anchor, str)
-        else anchor
-    )
-    if not isinstance(index, int) or not 0 <= index < frames:
-        raise ValueError(
-            f'cumulative_integral: expected anchor "first", "middle", "last" or 0..{frames - 1}, got {anchor!r}.'
-        )
-    step = grid.step("t")
-    if isinstance(step, tuple):
-        steps = torch.cumulative_trapezoid(v, x=v.new_tensor(step).reshape(-1, 1, 1).expand(v.shape[2:]), dim=2)
-    else:
-        steps = torch.cumulative_trapezoid(v, dx=step, dim=2)
-    total = torch.cat([torch.zeros_like(v[:, :, :1]), steps], dim=2)
-    return total - total[:, :, index : index + 1]
-
-
-@in_full_precision(2)
-def from_flow_xy(flow: Float[Tensor, "b 2 t y x"], /) -> Float[Tensor, "b 2 t y x"]:
-    """Optical flow in its usual (x, y) order as a vector field (y, x); its own inverse."""
+def from_flow_xy(flow: Float[Tensor, "b n *grid"], /) -> Float[Tensor, "b n *grid"]:
+    """Optical flow in its usual (x, y) order as a vector field (y, x); its own inverse. In space: (x, y, z)."""
+    if not isinstance(flow, Tensor) or flow.ndim not in (5, 6) or flow.shape[1] != flow.ndim - 3:
+        got = tuple(flow.shape) if isinstance(flow, Tensor) else type(flow).__name__
+        raise ValueError(f"from_flow_xy: expected (b, 2, t, y, x) or (b, 3, t, z, y, x), got {got}.")
     return flow.flip(1)
+
+
+@in_full_precision("any")
+def halo(
+    f: Float[Tensor, "b c *grid"], /, width: int, grid: Grid, *, axes: Sequence[str] | None = None
+) -> Float[Tensor, "b c *wide"]:
+    """f with `width` ghost cells on both sides of each axis (of space by default), filled by the grid's boundary rule.
+
+    A one-sided axis is continued by the polynomial through its order + 2 outermost nodes, so that central stencils on
+    the halo give the one-sided derivatives. Coordinates are mirrored about the edge nodes.
+
+    >>> halo(torch.tensor([1.0, 4.0, 9.0, 16.0]).expand(1, 1, 1, 4, 4), 1, Grid(), axes="x")[0, 0, 0, 0]
+    tensor([ 0.,  1.,  4.,  9., 16., 25.])
+    """
+    if width < 0:
+        raise ValueError(f"halo: expected a width >= 0, got {width}.")
+    for axis in grid.space if axes is None else axes:
+        f = _extrapolated(f, width, axis, grid) if grid.rule(axis) == "one_sided" else _ruled(f, width, axis, grid)
+    return f
+
+
+def _ruled(f: Tensor, width: int, axis: str, grid: Grid) -> Tensor:
+    n, needed = f.shape[grid.dim(axis)], width + (grid.rule(axis) == "reflect")
+    if n < max(needed, 1):
+        raise ValueError(f"axis {axis} has {n} nodes; a {grid.rule(axis)} halo of {width} needs at least {needed}.")
+    return ghost_cells(f, grid.dim(axis), width, width, grid.rule(axis)) if width else f
+
+
+def _extrapolated(f: Tensor, width: int, axis: str, grid: Grid) -> Tensor:
+    dim, points = grid.dim(axis), grid.order[grid.index(axis)] + 2
+    n = f.shape[dim]
+    if n < max(points, width + 1):
+        raise ValueError(f"axis {axis} has {n} nodes; a one-sided halo needs at least {max(points, width + 1)}.")
+    x = [Fraction(p) for p in grid.coordinates(axis, n)]
+    if not isinstance(grid.step(axis), tuple):  # whole numbers: coordinates in steps have no rounding
+        x = [Fraction(i) for i in range(n)]
+
+    def ghost(k: int, nodes: range) -> Tensor:
+        edge, inner = x[nodes[0]], x[nodes[k]]
+        weights = fd_weights([x[i] - (2 * edge - inner) for i in nodes[:points]], 0)
+        return _total(f.narrow(dim, i, 1) * float(w) for i, w in zip(nodes[:points], weights, strict=True))
+
+    low = [ghost(k, range(n)) for k in range(width, 0, -1)]
+    high = [ghost(k, range(n - 1, -1, -1)) for k in range(1, width + 1)]
+    return torch.cat([*low, f, *high], dim=dim)
+
+
+def _total(terms: Iterable[Tensor]) -> Tensor:
+    first, *rest = terms
+    return sum(rest, start=first)

@@ -1,45 +1,16 @@
-"""Exact solutions, as code: fields by slot name that make the residuals of their law vanish to truncation order.
+"""Exact solutions of the laws of the eight mechanisms, in the slots that PILA's residuals read."""
 
-Each takes the mesh (t, y, x), tensors (1, 1, t, y, x) from `mesh`, and the law's parameters; vectors are (y, x). Batch
-them with `torch.cat`. Use them to test a discretisation, to calibrate a tolerance, or as a known flow in a demo.
-"""
-
-from collections.abc import Mapping
+import math
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from physfields.grid import AXES, Grid
-
-Scalar = Float[Tensor, "1 1 t y x"]
-Mesh = tuple[Scalar, Scalar, Scalar]
-Fields = Mapping[str, Float[Tensor, "1 _ t y x"]]
-
-
-def mesh(
-    grid: Grid,
-    shape: tuple[int, int, int],
-    *,
-    dtype: torch.dtype = torch.float64,
-    device: torch.device | str | None = None,
-) -> Mesh:
-    """The coordinates (t, y, x) of every node, each (1, 1, t, y, x); uniform axes start at 0."""
-    axes = [
-        torch.tensor(grid.coordinates(axis, n), dtype=dtype, device=device) for axis, n in zip(AXES, shape, strict=True)
-    ]
-    t, y, x = (axis[None, None] for axis in torch.meshgrid(*axes, indexing="ij"))
-    return t, y, x
-
-
-def _vector(y: Tensor, x: Tensor) -> Tensor:
-    return torch.cat(torch.broadcast_tensors(y, x), dim=1)
+from physfields.exact.mesh import Fields, Mesh, along, vector
 
 
 def rigid_motion(at: Mesh, *, rate: float = 0.3, drift: tuple[float, float] = (0.2, -0.1)) -> Fields:
     """Rotation (x towards y) at a rate about the origin, and a drift (y, x): no strain, no stress, curl 2 rate."""
     t, y, x = at
-    v = _vector(drift[0] + rate * x, drift[1] - rate * y)
+    v = vector(drift[0] + rate * x, drift[1] - rate * y)
     none = torch.zeros_like(t).expand(-1, 3, -1, -1, -1)
     return {"velocity": v, "displacement": t * v, "strain": none, "stress": none}
 
@@ -47,22 +18,21 @@ def rigid_motion(at: Mesh, *, rate: float = 0.3, drift: tuple[float, float] = (0
 def uniform_acceleration(at: Mesh, *, acceleration: tuple[float, float] = (0.5, -0.2)) -> Fields:
     """d = a t^2 / 2, v = a t under the constant impulse J = a."""
     t = at[0]
-    a = _vector(torch.full_like(t, acceleration[0]), torch.full_like(t, acceleration[1]))
+    a = vector(torch.full_like(t, acceleration[0]), torch.full_like(t, acceleration[1]))
     return {"displacement": 0.5 * a * t**2, "velocity": a * t, "impulse": a}
 
 
-def plane_wave(at: Mesh, *, k: tuple[float, float] = (0.8, -0.6), c: float = 1.0) -> Fields:
-    """sin(k . x - c |k| t) as the scalar wave, and with two phases as a velocity: f_tt = c^2 lap f."""
-    t, y, x = at
-    phase = k[0] * y + k[1] * x - c * (k[0] ** 2 + k[1] ** 2) ** 0.5 * t
-    return {"wave": phase.sin(), "velocity": _vector(phase.sin(), 0.5 * phase.cos())}
+def plane_wave(at: Mesh, *, k: tuple[float, ...] = (0.8, -0.6), c: float = 1.0) -> Fields:
+    """sin(k . x - c |k| t) as the scalar wave, and with other phases as a velocity: f_tt = c^2 lap f."""
+    phase = along(at, k) - c * math.hypot(*k) * at[0]
+    swings = (phase.sin(), 0.5 * phase.cos(), -0.7 * (phase + 0.4).sin())
+    return {"wave": phase.sin(), "velocity": vector(*swings[: len(k)])}
 
 
 def travelling_wave(at: Mesh, *, angle: float = 0.5, c: float = 1.0, width: float = 1.5) -> Fields:
     """A Gaussian pulse moving at speed c along (sin angle, cos angle) in (y, x), unchanged in shape (d'Alembert)."""
     t, y, x = at
-    direction = torch.tensor(angle, dtype=t.dtype)
-    s = direction.sin() * y + direction.cos() * x - c * t
+    s = math.sin(angle) * y + math.cos(angle) * x - c * t
     return {"wave": (-0.5 * (s / width) ** 2).exp()}
 
 
@@ -71,15 +41,15 @@ def standing_wave(at: Mesh, *, k: tuple[float, float] = (0.8, -0.6), c: float = 
     the true displacement is 0, which is what residual 5 assumes. Strain is the rate sym grad v, stress twice that."""
     t, y, x = at
     w = c * (k[0] ** 2 + k[1] ** 2) ** 0.5
-    middle = t[:, :, t.shape[2] // 2 :][:, :, :1]
+    middle = t[:, :, t.shape[2] // 2 :][:, :, :1].detach()
     phase, swing, speed = k[0] * y + k[1] * x, (w * t).cos() - (w * middle).cos(), -w * (w * t).sin()
     a_y, a_x = 1.0, 0.4
     yy, xx, yx = a_y * k[0], a_x * k[1], 0.5 * (a_y * k[1] + a_x * k[0])
     rate = torch.cat([part * phase.cos() * speed for part in (yy, xx, yx)], dim=1)
     d, v = phase.sin() * swing, phase.sin() * speed
     return {
-        "displacement": _vector(a_y * d, a_x * d),
-        "velocity": _vector(a_y * v, a_x * v),
+        "displacement": vector(a_y * d, a_x * d),
+        "velocity": vector(a_y * v, a_x * v),
         "strain": rate,
         "stress": 2.0 * rate,
     }
@@ -90,7 +60,7 @@ def taylor_green(at: Mesh, *, viscosity: float = 0.1, density: float = 1.0) -> F
     t, y, x = at
     decay = (-2 * viscosity / density * t).exp()
     return {
-        "velocity": _vector(-x.sin() * y.cos() * decay, x.cos() * y.sin() * decay),
+        "velocity": vector(-x.sin() * y.cos() * decay, x.cos() * y.sin() * decay),
         "pressure": -0.25 * density * ((2 * x).cos() + (2 * y).cos()) * decay**2,
         "density": torch.full_like(t, density),
     }
@@ -107,7 +77,7 @@ def advected_gaussian(
     t, y, x = at
     squared = (y - centre[0] - velocity[0] * t) ** 2 + (x - centre[1] - velocity[1] * t) ** 2
     blob = (-0.5 * squared / width**2).exp()
-    flow = _vector(torch.full_like(t, velocity[0]), torch.full_like(t, velocity[1]))
+    flow = vector(torch.full_like(t, velocity[0]), torch.full_like(t, velocity[1]))
     return {"density": 1.0 + 0.5 * blob, "phase": blob, "velocity": flow}
 
 
@@ -124,7 +94,7 @@ def heat_mode(
     t, y, x = at
     phase = k[0] * (y - velocity[0] * t) + k[1] * (x - velocity[1] * t)
     mode = phase.sin() * (-diffusivity * (k[0] ** 2 + k[1] ** 2) * t).exp()
-    flow = _vector(torch.full_like(t, velocity[0]), torch.full_like(t, velocity[1]))
+    flow = vector(torch.full_like(t, velocity[0]), torch.full_like(t, velocity[1]))
     return {"temperature": mode - latent_heat * melting * t, "phase": melting * t, "velocity": flow}
 
 
@@ -133,7 +103,7 @@ def uniform_expansion(at: Mesh, *, rate: float = 0.2, reference_temperature: flo
     t, y, x = at
     thinning = (-2 * rate * t).exp()
     return {
-        "velocity": _vector(rate * y, rate * x),
+        "velocity": vector(rate * y, rate * x),
         "density": thinning,
         "temperature": 1.5 * thinning - reference_temperature,
         "pressure": torch.zeros_like(t),
@@ -147,6 +117,6 @@ def acoustic_wave(at: Mesh, *, k: tuple[float, float] = (0.8, -0.6), c: float = 
     p = (k[0] * y + k[1] * x - w * t).cos()
     return {
         "pressure": p,
-        "velocity": _vector(k[0] / (w * density) * p, k[1] / (w * density) * p),
+        "velocity": vector(k[0] / (w * density) * p, k[1] / (w * density) * p),
         "density": density + p / c**2,
     }
