@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from functools import wraps
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -37,6 +37,7 @@ from backbones import bundle as bundles
 from backbones.block_adapter import SEAMS, BlockAdapter, through_blocks, unanswered
 from backbones.contract import Adapter, Asked, Backbone, Text
 from backbones.host import host_class, refuse_saving, scheduler_class, whole_timestep
+from backbones.loading import wrap
 
 __all__ = ["Attached", "attach"]
 
@@ -45,21 +46,17 @@ EXPERTS = ("both", "high", "low")
 SAME_TEXT = 0.03  # relative; half precision and another batch size move text features by less, another word by more
 
 
-def attach(
-    target: Any, adapter: Any, *, mode: str | None = None, experts: Literal["both", "high", "low"] = "both"
-) -> "Attached":
+def attach(target: Any, adapter: Any, *, mode: str | None = None, experts: str = "both") -> "Attached":
     """Attach an adapter, or the bundle in a folder, to a backbone or a stock pipeline; use as a context manager or call
     `detach()`.
 
-    `mode` is "conditional" unless said otherwise ("per_branch" for an adapter of the hidden states). `experts` chooses
-    among the two transformers of a model that splits the noise levels (A14B). ValueError for an unknown mode or
-    experts, an object that is no adapter, a bundle made for another backbone, a `sigma_range` that the chosen expert
-    never meets; RuntimeError when something is attached already or when hooks (offload, caches, context parallel) hold
-    the old forward: attach comes before them.
+    `mode` is "conditional" unless said otherwise ("per_branch" for an adapter of the hidden states). `experts` ("both",
+    "high", "low") chooses among the two transformers of a model that splits the noise levels (A14B). ValueError for an
+    unknown mode or experts, an object that is no adapter, a bundle made for another backbone, a `sigma_range` that the
+    chosen expert never meets; RuntimeError when something is attached already or when hooks (offload, caches, context
+    parallel) hold the old forward: attach comes before them.
     """
-    from backbones.wan import WanBackbone
-
-    backbone: Any = target if hasattr(target, "asked") else WanBackbone(target)
+    backbone: Any = target if hasattr(target, "asked") else wrap(target)
     if isinstance(adapter, str | Path):
         adapter = bundles.build(bundles.load(adapter), backbone)
     deep = bool(getattr(adapter, "needs_blocks", False))
@@ -179,6 +176,10 @@ class Attached:
                 each = [prompt] if isinstance(prompt, str) else prompt
                 prompts = [p for p in each for _ in range(many)]
                 self.prepare(prompts, self.backbone.text_of(prompts, out[0], "cond"))
+                if out[1] is not None and given.get("negative_prompt_embeds") is None:
+                    no = given.get("negative_prompt") or ""
+                    negative = [no] * len(each) if isinstance(no, str) else no
+                    self.backbone.text_of([p for p in negative for _ in range(many)], out[1], "uncond")
             elif self._prepared is None or len(self._prepared) != len(out[0]):
                 raise ValueError(
                     f"the adapter {self.adapter.kind!r} reads the prompts, and the pipeline got `prompt_embeds` alone."
@@ -359,12 +360,12 @@ def chosen(backbone: Any, experts: str, levels: tuple[float, float]) -> tuple[nn
         raise ValueError(
             f"expected experts='both' for {backbone.id}, got {experts!r}: it has one transformer for all noise levels"
         )
-    border = float(backbone.pipe.config.boundary_ratio)
-    meets = levels[1] >= border if experts == "high" else levels[0] < border
+    high, low = backbone.sigma_ranges
+    meets = levels[1] >= high[0] if experts == "high" else levels[0] < low[1]
     if not meets:
-        side = f"from {border} up" if experts == "high" else f"below {border}"
         raise ValueError(
             f"the adapter was trained on noise levels {levels}, and the {experts}-noise expert of {backbone.id} works"
-            f" {side}: it would never be corrected. Attach it with experts={'low' if experts == 'high' else 'high'!r}."
+            f" in {high if experts == 'high' else low}: it would never be corrected. Attach it with"
+            f" experts={'low' if experts == 'high' else 'high'!r}."
         )
     return (models[0],) if experts == "high" else (models[1],)
