@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from diffusers import CogVideoXTransformer3DModel, WanTransformer3DModel
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
+from diffusers.utils import logging
 
 from backbones import blocks_of, taps
 
@@ -125,6 +126,7 @@ def main() -> None:
         if not HEAP.keys() <= os.environ.keys():
             os.execve(sys.executable, [sys.executable, *sys.argv], {**HEAP, **os.environ})  # read at start-up alone
         torch.set_num_threads(1)
+    logging.set_verbosity_error()  # it warns of casts
     result: dict[str, Any] = {
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu, one thread",

@@ -168,10 +168,14 @@ def test_a_block_cache_that_skips_a_seam_is_refused():
     model.enable_cache(FirstBlockCacheConfig(threshold=1e9))
     stack = blocks_of(model)
     with model.cache_context("cond"):
-        first = taps.run(stack, kwargs).output
-        assert torch.isfinite(first).all()
+        assert torch.isfinite(taps.run(stack, kwargs).output).all()
+        s = stack.block(0, stack.begin(**kwargs))
         with pytest.raises(RuntimeError, match="a block cache answered for block 1"):
-            taps.run(stack, kwargs, taps=["block.1.self_attention"])
+            stack.block(1, s, after_self_attention=lambda a, s: a)
+        with pytest.raises(RuntimeError, match="a block cache is enabled"):
+            taps.run(stack, kwargs, taps=["block.1"])
+    model.disable_cache()
+    assert torch.isfinite(taps.run(stack, kwargs, taps=["block.1"]).output).all()
 
 
 def in_its_own_forward(model, names):

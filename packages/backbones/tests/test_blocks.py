@@ -264,6 +264,8 @@ def test_a_seam_keeps_the_dtype_and_must_keep_the_shape():
     assert torch.equal(wide.h, stack.block(0, s).h)
     with pytest.raises(ValueError, match="expected after_cross_attention to give"):
         stack.block(0, s, after_cross_attention=lambda h, s: h[:1])
+    with pytest.raises(ValueError, match=r"to give a tensor .* back, got NoneType"):
+        stack.block(0, s, after_self_attention=lambda a, s: None)
     with pytest.raises(ValueError, match="expected a block from 0 to 2, got -1"):
         stack.block(-1, s)
 

@@ -276,8 +276,9 @@ def checked(seam: Seam | None, name: str, s: Tokens) -> Callable[[Tensor], Tenso
 
     def call(x: Tensor) -> Tensor:
         out = seam(x, s)
-        if out.shape != x.shape:
-            raise ValueError(f"expected {name} to give {tuple(x.shape)} back, got {tuple(out.shape)}")
+        if not isinstance(out, Tensor) or out.shape != x.shape:
+            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise ValueError(f"expected {name} to give a tensor {tuple(x.shape)} back, got {got}")
         return out.to(x.dtype)
 
     return call

@@ -5,7 +5,7 @@ Places, all (b, n, d) on the video tokens (`backbones.blocks` says what the seam
 - `embedding`: the tokens before block 0;
 - `block.7.self_attention`: the output of block 7's self-attention before its gate;
 - `block.7.cross_attention`: the hidden state between attention to the text and the feed-forward;
-- `block.7`: the hidden state after block 7.
+- `block.7`: the hidden state after block 7 (and the hint that VACE adds there).
 
 A place that is edited is read after the edit: a tap is what the model goes on with. Blocks without a place inside them
 run as stock modules. Taps keep their hidden states alive: one is 96 MiB for Wan 2.1 1.3B at 81 x 480 x 832 in bf16.
@@ -48,7 +48,8 @@ def run(
     """Run a forward; `edit[place](h, s)` gives the hidden state that takes h's place.
 
     `until=k` stops after block k: no later block is run, and gradients reach blocks 0..k and the embeddings alone.
-    ValueError for a place that does not exist, and for one that an early stop would never reach.
+    ValueError for a place that does not exist, and for one that an early stop would never reach; RuntimeError while a
+    block cache is enabled.
     """
     if isinstance(taps, str):
         raise ValueError(f"expected names of places in a list, got the string {taps!r}")
@@ -58,6 +59,11 @@ def run(
         raise ValueError(f"expected `until` from 0 to {len(stack) - 1}, got {until}")
     for place in wanted | set(edit):
         check_place(place, len(stack), last)
+    if (wanted or edit) and getattr(stack.transformer, "is_cache_enabled", False):
+        raise RuntimeError(
+            "a block cache is enabled: it hands hidden states past the blocks it skips, so that taps would read, and"
+            " edits change, another step's state. Call transformer.disable_cache() first."
+        )
     found: dict[str, Tensor] = {}
 
     def at(place: str) -> Callable[[Tensor, Tokens], Tensor] | None:

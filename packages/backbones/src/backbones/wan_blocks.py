@@ -140,6 +140,7 @@ class WanVACEBlocks(WanBlocks):
     def begin(
         self,
         *,
+        timestep: Tensor,
         control_hidden_states: Float[Tensor, "b k t y x"] | None = None,
         control_hidden_states_scale: Float[Tensor, " hints"] | None = None,
         **transformer_kwargs: Any,
@@ -147,13 +148,13 @@ class WanVACEBlocks(WanBlocks):
         """Embed, and run the control blocks. ValueError without a control video and for a timestep for each token."""
         if control_hidden_states is None:
             raise ValueError("expected `control_hidden_states` for a VACE model, got None")
-        if transformer_kwargs["timestep"].ndim != 1:
+        if timestep.ndim != 1:
             raise ValueError(
-                f"expected one timestep a clip, (b,), got shape {tuple(transformer_kwargs['timestep'].shape)}: the"
-                " control blocks of VACE know no timestep for each token"
+                f"expected one timestep a clip, (b,), got shape {tuple(timestep.shape)}: the control blocks of VACE"
+                " know no timestep for each token"
             )
         m = self.transformer
-        s = super().begin(**transformer_kwargs)
+        s = super().begin(timestep=timestep, **transformer_kwargs)
         layers = m.config.vace_layers
         scale = control_hidden_states_scale
         scale = control_hidden_states.new_ones(len(layers)) if scale is None else scale
