@@ -6,6 +6,10 @@ A bundle holds the adapter alone, never the frozen model. `requires` says how mu
 alone: an adapter of the velocity fits every model that shares a VAE and a text encoder). Other weights under the same
 architecture draw a warning, not an error.
 
+Beside them may lie `pytorch_lora_weights.safetensors` (`backbones.lora`), `verify.json` (`backbones.verify`) and
+`README.md` (the card of a bundle that was pushed). A name of a bundle is a folder, the name of one that an installed
+package ships, or a hub id, `org/name` or `org/name@revision`.
+
 Files appear by rename, tensors first: a `bundle.json` always speaks of a complete `bundle.safetensors`, whose hash it
 holds.
 """
@@ -21,25 +25,31 @@ from typing import Any, Literal
 
 from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as write_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
+from backbones import hub, lora
 from backbones.contract import Adapter, Backbone
 
-__all__ = ["Bundle", "build", "check", "load", "save", "shipped"]
+__all__ = ["Bundle", "build", "check", "load", "pull", "push", "resolve", "save", "shipped"]
 
 FORMAT = 1
 KEYS = ("kind", "requires", "groups", "sha256", "backbone", "config")
 TENSORS, META = "bundle.safetensors", "bundle.json"
+CARD, SOURCE = "README.md", "source.json"
+FILES = (META, TENSORS, CARD, "verify.json", *lora.FILES.values())  # what travels, and nothing else does
 ADAPTERS, SHIPPED = "physbackbones.adapters", "physbackbones.bundles"
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded bundle: `tensors[group]` is the state dict of a group, `meta` the whole of `bundle.json`."""
+    """A loaded bundle: `tensors[group]` is the state dict of a group, `meta` the whole of `bundle.json`, `source` the
+    hub commit that it came from ("org/name@commit", empty for a folder of one's own).
+    """
 
     kind: str
     tensors: dict[str, dict[str, Tensor]]
     meta: dict[str, Any]
+    source: str = ""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -56,13 +66,19 @@ def save(
     config: Mapping[str, Any],
     stages: Sequence[Mapping[str, Any]] = (),
     requires: Literal["config", "latent"] = "config",
+    lora_parts: Mapping[str, nn.Module] | None = None,
 ) -> Path:
-    """Write a bundle and give its folder; ValueError for a group name with a dot (it would not come back)."""
+    """Write a bundle and give its folder; ValueError for a group name with a dot (it would not come back).
+
+    `lora_parts` ({"transformer": module, "transformer_2": module}) are stock transformers whose trained LoRA is written
+    beside it, in the files that diffusers' `load_lora_weights` takes (`backbones.lora.load` loads them all).
+    """
     bad = [g for g in groups if "." in g or not g]
     if bad:
         raise ValueError(f"expected group names without dots, got {', '.join(map(repr, bad))}")
     flat = {f"{g}.{n}": t.detach().cpu().contiguous() for g, state in groups.items() for n, t in state.items()}
     tensors = write_tensors(_unshared(flat))
+    parts = lora.serialise(lora_parts or {})
     meta = {
         "format": FORMAT,
         "kind": kind,
@@ -79,27 +95,29 @@ def save(
         },
         "config": dict(config),
         "stages": [dict(s) for s in stages],
+        "lora": {file: hashlib.sha256(content).hexdigest() for file, content in parts.items()},
         "versions": {name: version(name) for name in ("physbackbones", "torch", "diffusers", "transformers")},
     }
     text = json.dumps(meta, indent=1) + "\n"
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in ((TENSORS, tensors), (META, text.encode())):
-        part = folder / f"{name}.tmp"
-        part.write_bytes(content)
-        part.replace(folder / name)
-    return folder
+    return _write(Path(folder), {TENSORS: tensors, **parts, META: text.encode()})
 
 
-def load(folder: str | Path) -> Bundle:
-    """Read a bundle; ValueError for a folder that holds none, another format, or tensors that are not its own."""
-    folder = Path(folder)
+def load(name: str | Path) -> Bundle:
+    """Read a bundle by folder, shipped name or hub id; ValueError for a folder that holds none, another format, or
+    files that are not its own.
+    """
+    folder = resolve(name)
     missing = [n for n in (META, TENSORS) if not (folder / n).is_file()]
     if missing:
         raise ValueError(
             f"expected a bundle folder with {META} and {TENSORS}, got {folder} without {' and '.join(missing)}"
         )
-    meta = json.loads((folder / META).read_text())
+    try:
+        meta = json.loads((folder / META).read_text())
+    except ValueError as error:
+        raise ValueError(f"{folder / META} is no JSON ({error}): copy the bundle again") from error
+    if not isinstance(meta, dict):
+        raise ValueError(f"expected an object in {folder / META}, got {type(meta).__name__}: copy the bundle again")
     if meta.get("format") != FORMAT:
         raise ValueError(
             f"expected bundle format {FORMAT}, got {meta.get('format')} in {folder}. Update physbackbones."
@@ -111,14 +129,19 @@ def load(folder: str | Path) -> Bundle:
         raise ValueError(f"{folder / TENSORS} is not the file that {META} describes: copy the bundle again")
     tensors: dict[str, dict[str, Tensor]] = {g: {} for g in meta["groups"]}
     for key, value in parse_tensors(content).items():
-        group, _, name = key.partition(".")
-        if group not in tensors or not name:
+        group, _, part = key.partition(".")
+        if group not in tensors or not part:
             known = ", ".join(tensors)
             raise ValueError(
                 f"{folder / TENSORS} holds {key!r}, expected names of the groups {known}, as `save` writes"
             )
-        tensors[group][name] = value
-    return Bundle(meta["kind"], tensors, meta)
+        tensors[group][part] = value
+    for file, sha in meta.get("lora", {}).items():
+        if file not in lora.FILES.values() or not (folder / file).is_file():
+            raise ValueError(f"{META} names the LoRA part {file!r}, which is not in {folder}: copy the bundle again")
+        if hashlib.sha256((folder / file).read_bytes()).hexdigest() != sha:
+            raise ValueError(f"{folder / file} is not the file that {META} describes: copy the bundle again")
+    return Bundle(meta["kind"], tensors, meta, source=_source(folder))
 
 
 def check(bundle: Bundle, backbone: Backbone) -> None:
@@ -159,6 +182,73 @@ def build(bundle: Bundle, backbone: Backbone) -> Adapter:
     return next(iter(found)).load().from_bundle(bundle, backbone)
 
 
+def resolve(name: str | Path) -> Path:
+    """Give the folder of a bundle: the folder itself, one that an installed package ships, or one pulled from the hub.
+
+    A folder with a bundle wins over a shipped name, and both over the hub. ValueError when it is none of them.
+    """
+    folder = Path(name)
+    if isinstance(name, Path) or (folder / META).is_file():
+        return folder
+    if any(entry.name == name for entry in entry_points(group=SHIPPED)):
+        return shipped(name)
+    if folder.exists():
+        return folder
+    found = hub.split_id(name)
+    if found is None:
+        known = ", ".join(sorted(e.name for e in entry_points(group=SHIPPED))) or "none"
+        raise ValueError(
+            f"expected a bundle's folder, the name of a shipped bundle ({known}) or a hub id (org/name), got {name!r}"
+        )
+    try:
+        return pull(found[0], revision=found[1])
+    except ValueError as error:
+        raise ValueError(f"there is no folder {name!r} here, and as a hub id it failed: {error}") from error
+
+
+def push(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    branch: str | None = None,
+    license: str | None = None,
+    message: str = "Upload bundle",
+    token: str | None = None,
+) -> str:
+    """Upload a bundle to the Hugging Face Hub and give "org/name@commit", the name that will always mean this state.
+
+    Only the files of the bundle go, and a card is written from `bundle.json` unless the folder has a `README.md`. What
+    the config says goes, too: look at it first. ValueError for a folder that holds no whole bundle, or a refusal.
+    """
+    if hub.split_id(repo_id) is None or "@" in repo_id:
+        raise ValueError(f"expected a hub id such as 'org/name', got {repo_id!r}")
+    folder = Path(folder)
+    made = load(folder)
+    files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
+    files.setdefault(CARD, hub.card(made.meta, repo_id, license=license).encode())
+    commit = hub.upload(files, repo_id, message=message, private=private, branch=branch, token=token)
+    return f"{repo_id}@{commit}"
+
+
+def pull(
+    repo_id: str, *, revision: str | None = None, into: str | Path | None = None, token: str | None = None
+) -> Path:
+    """Fetch a bundle from the hub and give its folder: the hub's cache, or a copy in `into` with the commit recorded.
+
+    `revision` is a branch, tag or commit; whichever it is, the result is one commit (`load(folder).source`). Without a
+    network the cache answers. ValueError when there is nothing, or no whole bundle.
+    """
+    if hub.split_id(repo_id) is None or "@" in repo_id:
+        raise ValueError(f"expected a hub id such as 'org/name', got {repo_id!r}; a revision is revision='v1'")
+    folder, commit = hub.download(repo_id, FILES, revision=revision, token=token)
+    load(folder)
+    if into is None:
+        return folder
+    files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
+    return _write(Path(into), files | {SOURCE: (json.dumps({"repo": repo_id, "commit": commit}) + "\n").encode()})
+
+
 def shipped(name: str) -> Path:
     """Give the folder of a bundle that an installed package ships (entry-point group `physbackbones.bundles`)."""
     found = entry_points(group=SHIPPED)
@@ -169,6 +259,26 @@ def shipped(name: str) -> Path:
             return Path(folder)
     known = ", ".join(sorted(e.name for e in found)) or "none"
     raise ValueError(f"no installed package ships a bundle {name!r}; shipped are: {known}")
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> Path:
+    """Write the files by rename, `bundle.json` last, and take away what an earlier bundle left here."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ({*FILES, SOURCE} - {CARD, META, TENSORS}) - {*files}:
+        (folder / name).unlink(missing_ok=True)
+    for name in sorted(files, key=lambda name: name == META):
+        part = folder / f"{name}.tmp"
+        part.write_bytes(files[name])
+        part.replace(folder / name)
+    return folder
+
+
+def _source(folder: Path) -> str:
+    if (folder / SOURCE).is_file():
+        about = json.loads((folder / SOURCE).read_text())
+        return f"{about['repo']}@{about['commit']}"
+    found = hub.commit_of(folder)
+    return "" if found is None else "@".join(found)
 
 
 def _unshared(flat: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,134 @@
+"""A recorded bundle proves itself elsewhere, and one that does something else is found out."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from backbones import bundle, verify
+from backbones.verify import Probe, Verification
+
+
+class Push(nn.Module):
+    kind = "push"
+
+    def __init__(self, value=0.0):
+        super().__init__()
+        self.number = nn.ParameterDict({"value": nn.Parameter(torch.tensor(value))})
+
+    @classmethod
+    def from_bundle(cls, made, backbone):
+        adapter = cls()
+        adapter.number.load_state_dict(made.tensors["number"])
+        return adapter
+
+    def prepare(self, prompts, text):
+        pass
+
+    def correction(self, x_s, v, sigma, text):
+        return torch.zeros_like(v) + self.number["value"]
+
+    def groups(self):
+        return {"number": self.number}
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch):
+    entry = type("Entry", (), {"name": "push", "load": lambda self: Push})()
+    found = {bundle.ADAPTERS: [entry]}
+    monkeypatch.setattr(bundle, "entry_points", lambda *, group, name=None: found.get(group, []))
+
+
+def save(folder, backbone, adapter):
+    groups = {name: module.state_dict() for name, module in adapter.groups().items()}
+    return bundle.save(folder, kind="push", groups=groups, backbone=backbone, config={})
+
+
+@pytest.fixture
+def recorded(backbone, tmp_path):
+    adapter = Push(0.2)
+    folder = save(tmp_path / "b", backbone, adapter)
+    verify.record(folder, backbone, adapter, probe=Probe(prompts=("a red ball", "the ball is thrown to the left")))
+    return folder
+
+
+def edit(folder, change):
+    path = folder / "verify.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_what_was_recorded_holds_bit_for_bit_after_a_reload(recorded, backbone):
+    found = verify.verify(recorded, backbone)
+    assert (found.bit_for_bit, found.plain_error, found.corrected_error) == (True, 0.0, 0.0)
+    assert found.holds
+    assert found.difference == found.recorded > 0.001
+
+
+def test_a_bundle_that_lost_what_was_trained_is_found_out(backbone, tmp_path):
+    """The record is of the adapter in memory, so a bundle that saved something else does not pass."""
+    folder = save(tmp_path, backbone, Push(0.0))
+    verify.record(folder, backbone, Push(0.2))
+    found = verify.verify(folder, backbone)
+    assert not found.holds
+    assert found.plain_error == 0.0 < found.corrected_error
+    assert "NOT as recorded" in str(found)
+
+
+def test_an_adapter_that_changes_nothing_is_held_to_the_bit(backbone, tmp_path):
+    folder = save(tmp_path, backbone, Push(0.0))
+    verify.record(folder, backbone)
+    assert verify.verify(folder, backbone).holds
+    edit(folder, lambda c: c["plain"].update(sha256="0"))
+    assert not verify.verify(folder, backbone).holds
+
+
+def test_another_rounding_passes_and_with_never_passes_for_without(recorded, backbone):
+    def rounded(content):
+        for key in ("plain", "corrected"):
+            content[key]["sha256"] = "of another machine"
+            content[key]["values"] = [v + 0.01 * content["difference"] for v in content[key]["values"]]
+
+    edit(recorded, rounded)
+    found = verify.verify(recorded, backbone)
+    assert found.holds
+    assert not found.bit_for_bit
+    assert "up to rounding" in str(found)
+    edit(recorded, lambda c: c.update(corrected=c["plain"]))
+    assert not verify.verify(recorded, backbone).holds
+
+
+def test_other_tensors_or_weights_than_recorded_are_refused(recorded, backbone, vae):
+    from backbones import WanBackbone, tiny
+
+    other = WanBackbone(tiny.pipeline(backbone.words, vae=vae, layers=2, seed=7), id="other")
+    with pytest.raises(ValueError, match=r"recorded on tiny .*this is other"):
+        verify.verify(recorded, other)
+    edit(recorded, lambda c: c.update(bundle="0"))
+    with pytest.raises(ValueError, match="recorded for other tensors"):
+        verify.verify(recorded, backbone)
+    edit(recorded, lambda c: c.update(format=2))
+    with pytest.raises(ValueError, match="format 1, got 2"):
+        verify.verify(recorded, backbone)
+    (recorded / "verify.json").unlink()
+    with pytest.raises(ValueError, match="--record"):
+        verify.verify(recorded, backbone)
+
+
+def test_saving_again_takes_the_old_record_away(recorded, backbone):
+    save(recorded, backbone, Push(0.3))
+    assert not (recorded / "verify.json").exists()
+
+
+def test_the_probe_is_a_small_legal_clip(backbone):
+    probe = Probe().on(backbone)
+    assert (probe.frames, probe.height, probe.width) == (17, 32, 32)
+    assert Probe(frames=9, height=16, width=24).on(backbone) == Probe(frames=9, height=16, width=24)
+
+
+def test_a_sampling_that_is_no_number_does_not_hold():
+    assert Verification(False, 0.0, 0.0, 0.1, 0.1).holds
+    assert not Verification(False, float("nan"), 0.0, 0.1, 0.1).holds
+    assert not Verification(False, 0.0, float("nan"), 0.1, 0.1).holds
