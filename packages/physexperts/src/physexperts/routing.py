@@ -7,21 +7,24 @@ choose from, or a masked row), so the number of experts that really answer is `s
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["Routing", "route"]
+__all__ = ["Routing", "Score", "route"]
+
+Score = Literal["softmax", "sigmoid"]
 
 
 @dataclass(frozen=True)
 class Routing:
     """The choice of k out of E experts, best first.
 
-    `weights` sum to one over the selected experts of a row (to zero where none is allowed or the row is masked);
-    `probs` is the softmax over all allowed experts and `logits` what the choice was made from; `mask` is true for rows
-    that count.
+    `weights` sum to one over the selected experts of a row unless raw scores were asked for (to zero where none is
+    allowed or the row is masked); `probs` are the scores of all allowed experts and `logits` what they were made from;
+    `mask` is true for rows that count.
     """
 
     weights: Float[Tensor, "*b k"]
@@ -57,31 +60,59 @@ def route(
     temperature: float = 1.0,
     allowed: Bool[Tensor, "*#b E"] | None = None,
     mask: Bool[Tensor, "*b"] | None = None,
+    score: Score = "softmax",
+    renormalize: bool = True,
+    bias: Float[Tensor, " E"] | None = None,
 ) -> Routing:
-    """Keep the k largest logits of each row and weigh them by a softmax over the kept ones.
+    """Keep the k best experts of each row and weigh them by their scores, divided by the sum of the kept ones.
 
-    Equal logits are taken in the order of their index. An expert that is not `allowed` is never selected: with fewer
-    than k allowed the softmax runs over those, with none the weights are zero. Computed in fp32 (fp64 for fp64 logits),
+    The score is a softmax over the allowed experts (kept and divided: a softmax over the kept) or the sigmoid of each
+    logit; `renormalize=False` keeps it as it is. `bias` is added to the scores for the choice alone, never for the
+    weights. Equal logits are taken in the order of their index. An expert that is not `allowed` is never selected: with
+    fewer than k allowed the weights run over those, with none they are zero. Computed in fp32 (fp64 for fp64 logits),
     whatever autocast says. NaN logits give NaN weights.
 
-    References: PILA (Wang et al., 2026), Eq. 23.
+    References: PILA (Wang et al., 2026), Eq. 23; for sigmoid scores and the bias DeepSeek-V3 (2024), Eq. 13-16.
 
     >>> route(torch.tensor([0.0, 2.0, 2.0, 1.0]), 2).indices.tolist()
     [1, 2]
+    >>> route(torch.zeros(4), 2, renormalize=False).weights.tolist()
+    [0.25, 0.25]
     """
     experts = logits.shape[-1]
     if not 0 <= k <= experts:
         raise ValueError(f"expected k in 0..{experts} (the number of experts), got {k}")
     if not temperature > 0:
         raise ValueError(f"expected a positive temperature, got {temperature}; a small one such as 0.01 is nearly hard")
+    if score not in ("softmax", "sigmoid"):
+        raise ValueError(f"expected score softmax or sigmoid, got {score!r}")
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     mask = torch.ones_like(logits[..., 0], dtype=torch.bool) if mask is None else mask
     permitted = mask[..., None].expand_as(logits) if allowed is None else mask[..., None] & allowed
     logits = logits.masked_fill(~mask[..., None], 0.0)  # padding may hold anything, NaN too
     # A finite floor, not -inf: a row with nothing allowed would turn into NaN, and so would its gradient.
-    scaled = (logits / temperature).masked_fill(~permitted, torch.finfo(logits.dtype).min)
-    probs = scaled.softmax(-1) * permitted
-    top, indices = scaled.sort(dim=-1, descending=True, stable=True)  # torch.topk leaves the order of ties open
-    top, indices = top[..., :k], indices[..., :k]
-    weights = top.softmax(-1) * permitted.gather(-1, indices)
+    floor = torch.finfo(logits.dtype).min
+    scaled = (logits / temperature).masked_fill(~permitted, floor)
+    probs = (scaled.softmax(-1) if score == "softmax" else (logits / temperature).sigmoid()) * permitted
+    ranking = scaled if bias is None else (probs + bias).masked_fill(~permitted, floor)
+    indices = _best(ranking.detach(), k)
+    chosen = permitted.gather(-1, indices)
+    if not renormalize:
+        weights = probs.gather(-1, indices)
+    elif score == "softmax":
+        weights = scaled.gather(-1, indices).softmax(-1) * chosen
+    else:  # as a softmax of log-scores: small scores do not vanish in the division
+        kept = torch.nn.functional.logsigmoid(logits / temperature).gather(-1, indices)
+        weights = kept.masked_fill(~chosen, floor).softmax(-1) * chosen
     return Routing(weights=weights, indices=indices, probs=probs, logits=logits, mask=mask)
+
+
+def _best(ranking: Float[Tensor, "*b E"], k: int) -> Int[Tensor, "*b k"]:
+    """The places of the k largest, best first, equal ones by index: torch.topk leaves the order of ties open."""
+    if k > 4:
+        return ranking.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+    found, ranking = [], ranking.clamp(min=torch.finfo(ranking.dtype).min)
+    for _ in range(k):  # argmax takes the first of equals; a few passes cost less than sorting 32 experts
+        found.append(ranking.argmax(-1, keepdim=True))
+        ranking = ranking.scatter(-1, found[-1], -torch.inf)
+    return torch.cat(found, -1) if found else ranking.new_zeros(*ranking.shape[:-1], 0, dtype=torch.long)
