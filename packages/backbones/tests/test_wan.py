@@ -6,10 +6,12 @@ import sys
 
 import pytest
 import torch
-from diffusers import WanPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
 
 from backbones import Backbone, Text, WanBackbone, load, noise, paths, sample, tiny
 from backbones.loading import save
+from backbones.stock import pictures
+from backbones.wan import level_of
 
 
 def test_the_tiny_wan_keeps_the_contract(backbone):
@@ -33,7 +35,8 @@ def test_x0_and_eps_come_back_from_the_noised_sample():
 def test_text_is_what_the_pipeline_embeds(backbone):
     prompts = ["a large blue ball", "A red ball is thrown."]
     text = backbone.embed(prompts)
-    stock, _ = backbone.pipe.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=32)
+    with torch.no_grad():  # another mode rounds differently
+        stock, _ = backbone.pipe.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=32)
     assert torch.equal(text.features, stock)
     assert text.mask.sum(1).tolist() == [5, 6]  # words and </s>; the full stop is dropped
     assert not text.features[~text.mask].any()
@@ -195,3 +198,133 @@ def test_a_missing_default_names_the_commands_that_make_it(tmp_path, monkeypatch
     monkeypatch.setattr("backbones.loading.files", lambda package: tmp_path)
     with pytest.raises(ValueError, match="uv run world export --run RUN --out"):
         load("world")
+
+
+def live_calls(backbone, call):
+    """Run `call` and give (arguments, output) of every call of the transformers, with the scheduler's next level."""
+    seen, scheduler = [], backbone.pipe.scheduler
+
+    def hook(model, args, kwargs, out):
+        step = scheduler.step_index or 0
+        seen.append((model, kwargs, out[0], scheduler.sigmas[step].item()))
+
+    hooks = [m.register_forward_hook(hook, with_kwargs=True) for m in backbone.transformers]
+    try:
+        call()
+    finally:
+        for h in hooks:
+            h.remove()
+    return seen
+
+
+@pytest.mark.parametrize("name", ["wan21_i2v", "wan22_i2v_a14b", "wan22_ti2v"])
+@pytest.mark.parametrize("kind", [UniPCMultistepScheduler, FlowMatchEulerDiscreteScheduler])
+def test_image_pipelines_that_pass_no_level_are_read_exactly(name, kind):
+    backbone = WanBackbone(tiny.family(name, layers=1), id=name)
+    if kind is FlowMatchEulerDiscreteScheduler:
+        backbone.pipe.scheduler = kind(shift=3.0)
+    image = torch.zeros(1, 3, 32, 32)
+    call = {"seed": 0, "steps": 5, "frames": 5, "image": image, "guidance": 2.0}
+    seen = live_calls(backbone, lambda: sample(backbone, ["a red ball"], **call))
+    assert len(seen) == 10
+    prefix = backbone.encode(image[:, :, None]) if name == "wan22_ti2v" else None
+    for i, (model, arguments, output, level) in enumerate(seen):
+        asked = backbone.asked(model, arguments, output, sigma=None, branch=("cond", "uncond")[i % 2])
+        assert asked.sigma.tolist() == [level]
+        assert asked.x_s.shape == asked.v.shape == output.shape
+        if prefix is None:
+            assert asked.noisy is None
+        else:
+            assert asked.noisy is not None
+            assert asked.noisy[0, 0, :, 0, 0].tolist() == [0, 1]
+            torch.testing.assert_close(asked.x_s[:, :, :1], prefix)
+            answer = backbone.answer(asked, torch.ones_like(asked.v))
+            assert answer[0, 0, :, 0, 0].tolist() == [0, 1]
+    if kind is UniPCMultistepScheduler:
+        rounded = [a["timestep"].reshape(-1).max().item() / 1000 for _, a, *_ in seen]
+        assert rounded != [level for *_, level in seen]
+
+
+def test_two_steps_with_one_rounded_timestep_are_told_apart_by_the_scheduler():
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=12)
+    scheduler.set_timesteps(100)
+    steps = scheduler.timesteps.tolist()
+    assert steps[0] == steps[1]
+    scheduler.set_begin_index(0)
+    latents = torch.randn(1, 4)
+    for i, t in enumerate(scheduler.timesteps):
+        found = level_of(scheduler, t.expand(2))
+        assert found.tolist() == [scheduler.sigmas[i].item()] * 2
+        rough = level_of(scheduler, t.expand(2).bfloat16())  # modular Wan's cast, off by up to 2 of 1000
+        assert rough.tolist() == found.tolist()
+        latents = scheduler.step(torch.zeros_like(latents), t, latents).prev_sample
+
+
+def test_the_first_of_two_equal_timesteps_is_the_one_that_the_scheduler_will_take():
+    """Without `set_begin_index` (the image pipeline) diffusers looks the timestep up and takes the second."""
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=12)
+    scheduler.set_timesteps(100)
+    first = level_of(scheduler, scheduler.timesteps[:1])
+    scheduler.step(torch.zeros(1, 4), scheduler.timesteps[0], torch.zeros(1, 4))
+    assert first.item() == scheduler.sigmas[scheduler.step_index - 1].item() == scheduler.sigmas[1].item()
+
+
+def test_a_half_precision_timestep_that_no_table_explains_is_refused(backbone):
+    x_s, text = torch.randn(1, 16, 1, 4, 4), backbone.embed(["a"])
+    given = {"hidden_states": x_s, "timestep": torch.tensor([501.0]), "encoder_hidden_states": text.features}
+    asked = backbone.asked(backbone.transformer, given, x_s, sigma=None, branch=None)
+    assert asked.sigma.item() == pytest.approx(0.501)
+    assert asked.branch_rows == {}
+    given["timestep"] = given["timestep"].bfloat16()
+    with pytest.raises(RuntimeError, match="Pass float32 timesteps"):
+        backbone.asked(backbone.transformer, given, x_s, sigma=None, branch=None)
+    backbone.pipe.scheduler.set_timesteps(4)
+    with pytest.raises(RuntimeError, match="noise level is not known exactly"):
+        backbone.asked(backbone.transformer, given | {"timestep": torch.tensor([501])}, x_s, sigma=None, branch="cond")
+    asked = backbone.asked(backbone.transformer, given, x_s, sigma=0.5003, branch="cond")
+    assert asked.sigma.item() == pytest.approx(0.5003)
+
+
+def test_the_two_experts_declare_their_levels_and_each_answers_in_its_own():
+    backbone = WanBackbone(tiny.family("wan22_a14b", layers=1))
+    assert backbone.sigma_ranges == ((0.875, 1.0), (0.0, 0.875))
+    seen = live_calls(backbone, lambda: sample(backbone, ["a red ball"], seed=0, steps=6, frames=5, guidance=1.0))
+    chosen = [backbone.transformers.index(model) for model, *_ in seen]
+    assert chosen == [next(i for i, (low, _) in enumerate(backbone.sigma_ranges) if level >= low) for *_, level in seen]
+    assert set(chosen) == {0, 1}
+
+
+def test_an_image_is_read_alike_by_clip_and_by_the_vae():
+    """A tensor in [0, 1] would be scaled to black by CLIP's processor."""
+    backbone = WanBackbone(tiny.family("wan21_i2v", layers=1))
+    bright, dark = (backbone.condition(torch.full((1, 3, 32, 32), v), 5) for v in (1.0, -1.0))
+    assert bright.image is not None
+    assert dark.image is not None
+    assert bright.channels.shape == (1, 20, 2, 4, 4)
+    assert (
+        bright.channels[0, :4].flatten(1).mean(1).tolist() == [0.5] * 4
+    )  # the mask: frame 0 is known, the rest is not
+    processed = backbone.pipe.image_processor(images=pictures(torch.ones(1, 3, 32, 32), as_pil=True))
+    assert float(processed["pixel_values"][0].max()) > 1.5
+    assert (bright.image - dark.image).abs().max() > 1e-3
+
+
+def test_an_image_model_with_tokens_counts_on_512_rows_of_text():
+    backbone = WanBackbone(tiny.family("wan21_i2v", layers=1))
+    assert backbone.spec.text_length == 512
+    text, condition = backbone.embed(["a ball"]), backbone.condition(torch.zeros(1, 3, 32, 32), 5)
+    short = Text(text.features[:, :226], text.mask[:, :226])
+    x_s, sigma = noise(backbone, [0], 5), torch.tensor([0.5])
+    with pytest.raises(ValueError, match="expected 512 rows of text"):
+        backbone.predict(x_s, sigma, short, condition)
+    assert backbone.predict(x_s, sigma, text, condition[:1]).shape == x_s.shape
+
+
+def test_first_frames_of_another_size_are_refused(backbone):
+    with pytest.raises(ValueError, match="expected first frames of 32 x 32"):
+        sample(backbone, ["a ball"], seed=0, image=torch.zeros(1, 3, 16, 16))
+
+
+def test_one_dtype_is_wanted(backbone):
+    with pytest.raises(ValueError, match="expected one dtype"):
+        load("world", dtype=torch.float16, torch_dtype=torch.bfloat16)

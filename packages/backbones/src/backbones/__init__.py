@@ -8,22 +8,25 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from backbones import paths
-from backbones.contract import Adapter, Backbone, LatentSpec, Spec, Text, TimeSpec
+from backbones.contract import Adapter, Asked, Backbone, Condition, LatentSpec, Spec, Text, TimeSpec
 
 if TYPE_CHECKING:
-    from backbones import bundle, flow, taps, tiny
+    from backbones import bundle, configs, flow, guards, lora, taps, tiny, verify, vjepa2
     from backbones.attached import Attached, attach
     from backbones.block_adapter import BlockAdapter, Call
     from backbones.block_copy import fresh_copy
     from backbones.block_pca import AutoencoderBlockPCA
     from backbones.blocks import BlockSpec, BlockStack, Tokens, blocks_of, lockstep
     from backbones.bundle import Bundle
-    from backbones.loading import load
+    from backbones.cogvideox import CogVideoXBackbone
+    from backbones.loading import load, wrap
     from backbones.sampling import noise, sample
+    from backbones.vjepa2 import VJEPA2Encoder
     from backbones.wan import WanBackbone
 
 __all__ = [
     "Adapter",
+    "Asked",
     "Attached",
     "AutoencoderBlockPCA",
     "Backbone",
@@ -32,25 +35,34 @@ __all__ = [
     "BlockStack",
     "Bundle",
     "Call",
+    "CogVideoXBackbone",
+    "Condition",
     "LatentSpec",
     "Spec",
     "Text",
     "TimeSpec",
     "Tokens",
+    "VJEPA2Encoder",
     "WanBackbone",
     "__version__",
     "attach",
     "blocks_of",
     "bundle",
+    "configs",
     "flow",
     "fresh_copy",
+    "guards",
     "load",
     "lockstep",
+    "lora",
     "noise",
     "paths",
     "sample",
     "taps",
     "tiny",
+    "verify",
+    "vjepa2",
+    "wrap",
 ]
 __version__ = version("physbackbones")
 
@@ -62,7 +74,9 @@ _HOME = {
     "BlockStack": "blocks",
     "Bundle": "bundle",
     "Call": "block_adapter",
+    "CogVideoXBackbone": "cogvideox",
     "Tokens": "blocks",
+    "VJEPA2Encoder": "vjepa2",
     "WanBackbone": "wan",
     "attach": "attached",
     "blocks_of": "blocks",
@@ -71,8 +85,9 @@ _HOME = {
     "lockstep": "blocks",
     "noise": "sampling",
     "sample": "sampling",
+    "wrap": "loading",
 }
-_MODULES = ("bundle", "flow", "taps", "tiny")
+_MODULES = ("bundle", "configs", "flow", "guards", "lora", "taps", "tiny", "verify", "vjepa2")
 
 
 def __getattr__(name: str) -> Any:

@@ -79,10 +79,14 @@ class CogVideoXBackbone(StockBackbone):
         """Give text features as the pipeline makes them, with the mask of the tokenizer."""
         self.check_words(prompts)
         encode = getattr(self.pipe, "_phys_encode_prompt", self.pipe.encode_prompt)  # not the one that a host watches
-        features, _ = encode(
-            prompts, do_classifier_free_guidance=False, max_sequence_length=self.spec.text_length, device=self.device
-        )
-        return self.text_of(prompts, features)
+        with torch.no_grad():  # as in the pipelines, bit for bit
+            features, _ = encode(
+                prompts,
+                do_classifier_free_guidance=False,
+                max_sequence_length=self.spec.text_length,
+                device=self.device,
+            )
+        return Text(features, self.text_of(prompts, features).mask)
 
     def text_of(self, prompts: list[str], features: Tensor, branch: str | None = None) -> Text:
         """Give the features that a pipeline made from the prompts as a `Text`, and remember its mask for `asked`."""
@@ -92,7 +96,7 @@ class CogVideoXBackbone(StockBackbone):
             prompts, padding="max_length", max_length=features.shape[1], truncation=True, return_tensors="pt"
         )
         side = branch if branch in ("cond", "uncond") else None
-        text = Text(features, tokens.attention_mask.bool().to(features.device), side)
+        text = Text(features.float(), tokens.attention_mask.bool().to(features.device), side)
         self.remember(text)
         return text
 
@@ -121,16 +125,22 @@ class CogVideoXBackbone(StockBackbone):
     def predict(
         self,
         x_s: Float[Tensor, "b c t h w"],
-        sigma: Float[Tensor, " b"],
+        sigma: Float[Tensor, "b *map"],
         text: Text,
         condition: Condition | None = None,
     ) -> Float[Tensor, "b c t h w"]:
         """Give the flow velocity v = eps - x0 of the frozen model, attached adapters left out.
 
         A sigma between two timesteps of the training schedule is asked at the timestep between them. An image model
-        wants its `condition`. ValueError for a sigma below `sigma_ranges`, where the model was never trained.
+        wants its `condition`. ValueError for a sigma below `sigma_ranges`, where the model was never trained, and for a
+        map of levels: its gates are one a clip.
         """
         self.check_condition(condition)
+        if sigma.ndim != 1:
+            raise ValueError(
+                f"expected one noise level a clip, (b,), for {self.id}, got {tuple(sigma.shape)}: CogVideoX has no"
+                " timestep per token. A clean prefix needs a TI2V model."
+            )
         model: Any = self.transformer
         x_t = paths.spread(paths.v_scale(sigma), x_s) * x_s
         seen = x_t if condition is None else torch.cat([x_t, condition.channels.to(x_t)], 1)

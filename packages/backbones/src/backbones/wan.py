@@ -71,9 +71,13 @@ class WanBackbone(StockBackbone):
         """Give text features as the pipeline makes them; UserWarning names words that a closed vocabulary lacks."""
         self.check_words(prompts)
         encode = getattr(self.pipe, "_phys_encode_prompt", self.pipe.encode_prompt)  # not the one that a host watches
-        features, _ = encode(
-            prompts, do_classifier_free_guidance=False, max_sequence_length=self.spec.text_length, device=self.device
-        )
+        with torch.no_grad():  # as in the pipelines, bit for bit
+            features, _ = encode(
+                prompts,
+                do_classifier_free_guidance=False,
+                max_sequence_length=self.spec.text_length,
+                device=self.device,
+            )
         return Text.of(features)
 
     def condition(self, image: Float[Tensor, "b 3 h w"], frames: int) -> Condition:
@@ -216,7 +220,7 @@ def level_of(scheduler: Any, timestep: Float[Tensor, " b"] | Int[Tensor, " b"]) 
     found = (table == timestep[0]).nonzero().flatten().tolist()
     if len(found) > 1:
         step = scheduler.step_index if scheduler.step_index is not None else scheduler.begin_index
-        step = scheduler.index_for_timestep(scheduler.timesteps[found[0]]) if step is None else step
+        step = scheduler.index_for_timestep(scheduler.timesteps[0]) if step is None else step  # the very first step
         found = [step] if step in found else []
     if not found or not bool((timestep == timestep[0]).all()):
         raise RuntimeError(
