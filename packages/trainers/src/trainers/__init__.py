@@ -9,6 +9,7 @@ from .data import Filters, InMemory, Record, Skipped, collate, read_records
 from .guards import FrozenChanged, NonFiniteLoss, TrainingWarning
 from .loop import FitResult, Guards, StageRecord, fit
 from .order import Order, derive_seed
+from .signals import Stopped
 from .stage import EMA, Length, Loss, MapStyle, Matrices, Optim, Progress, Ramp, Stage
 from .video import ClipSpec, Decoded, VideoError
 
@@ -36,6 +37,7 @@ __all__ = [
     "Skipped",
     "Stage",
     "StageRecord",
+    "Stopped",
     "TrainingWarning",
     "VideoError",
     "__version__",

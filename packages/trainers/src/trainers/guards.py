@@ -3,7 +3,7 @@ gradient."""
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -78,11 +78,13 @@ class ZeroGradient:
         self._waited: dict[str, int] = {}
         self._settled: set[str] = set()
 
-    def look(self, group: str, parameters: Sequence[nn.Parameter]) -> bool:
-        """Return True on the step at which the group's patience runs out."""
+    def look(self, group: str, connected: Callable[[str], bool]) -> bool:
+        """Return True on the step at which the group's patience runs out; `connected` tells whether a group's gradient
+        is not zero.
+        """
         if group in self._settled:
             return False
-        if any(p.grad is not None and bool(p.grad.any()) for p in parameters):
+        if connected(group):
             self._settled.add(group)
             return False
         self._waited[group] = self._waited.get(group, 0) + 1

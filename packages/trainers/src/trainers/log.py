@@ -17,18 +17,19 @@ class Log:
     """Collects steps and appends lines; on a resume, lines of steps that will be made again are dropped.
 
     A line holds stage, step, global_step (steps finished), terms, gradient_norm, lr, seconds (a step) and ramps.
-    `means` are the terms of the last line, on a resume too.
+    `means` are the terms of the last line, on a resume too. Without a path nothing is written: the first process of
+    several does.
     """
 
     def __init__(
-        self, path: Path, *, every: int, also: Callable[[dict[str, Any]], None] | None, from_step: int
+        self, path: Path | None, *, every: int, also: Callable[[dict[str, Any]], None] | None, from_step: int
     ) -> None:
         self.path, self.every, self.also = path, every, also
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}  # of log/ terms, which need not come every step
         self._count = 0
         self._last: dict[str, Any] = {}
-        kept = _cut(path, from_step)
+        kept = _cut(path, from_step) if path else []
         self.means: dict[str, float] = _numbers(kept[-1]["terms"]) if kept else {}
 
     def add(self, terms: Mapping[str, float], *, gradient_norm: float, seconds: float, **where: Any) -> None:
@@ -48,10 +49,11 @@ class Log:
         means = {name: self._mean(name) for name in self._sums}
         rest = {name: means.pop(name) for name in ("gradient_norm", "seconds")}
         line = {**self._last, "terms": means, **rest}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        if self.also is not None:
-            self.also(line)
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            if self.also is not None:
+                self.also(line)
         self.means, self._sums, self._counts, self._count = _numbers(means), {}, {}, 0
 
     def _mean(self, name: str) -> float | None:

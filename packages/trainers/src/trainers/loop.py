@@ -12,7 +12,7 @@ Files under `out`: `checkpoints/step-XXXXXXXX/` (see `checkpoint`) and `log.json
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint, guards, show, weights
+from . import checkpoint, guards, show, signals, weights
 from .data import take
+from .engine import Engine, launched
 from .log import Log
 from .order import Order, derive_seed
 from .stage import Progress, Stage, check
@@ -85,6 +86,7 @@ def fit(
     log_every: int = 10,
     watch: Mapping[str, nn.Module] | None = None,
     guard: Guards | None = None,
+    engine: Engine | None = None,
     quiet: bool = False,
 ) -> FitResult:
     """Train `groups` through `stages`; they hold the result in place.
@@ -92,14 +94,28 @@ def fit(
     A checkpoint is written every `save_every` steps, every `save_minutes`, and at each stage's end; the newest `keep`
     stay. With `resume`, the newest whole checkpoint under `out` is continued (or the run begins, when there is none).
     `watch` names frozen modules outside the groups (a backbone) whose weights are checked not to move. `log` gets every
-    line of the log as well.
+    line of the log as well, on the process that writes it.
+
+    `engine` takes the steps; without one, whatever `torchrun` or `accelerate launch` asked for (`engine.launched`). On
+    SIGUSR1 a checkpoint is written after the step under way; on SIGTERM, too, and then `Stopped` ends the run, which
+    `resume` continues.
     """
     check(stages, groups)
     if save_every < 1 or keep < 1 or log_every < 1:
         raise ValueError(f"expected save_every, keep and log_every >= 1, got {save_every}, {keep}, {log_every}")
-    run = _Run(stages, groups, Path(out), seed=seed, keep=keep, watch=watch or {}, guard=guard or Guards(), quiet=quiet)
+    run = _Run(
+        stages,
+        groups,
+        Path(out),
+        seed=seed,
+        keep=keep,
+        watch=watch or {},
+        guard=guard or Guards(),
+        engine=engine or launched(),
+        quiet=quiet,
+    )
     run.begin(resume, save_every=save_every, save_minutes=save_minutes, log=log, log_every=log_every)
-    with _as_found(groups):
+    with _as_found(groups), signals.caught() as run.asked:
         while run.stage_index < len(stages):
             run.train_stage()
     ema = weights.split(run.average)
@@ -110,6 +126,7 @@ class _Run:
     """One call of `fit`: its counters and tensors are what a checkpoint holds."""
 
     log: Log
+    asked: signals.Asked
 
     def __init__(
         self,
@@ -121,10 +138,12 @@ class _Run:
         keep: int,
         watch: Mapping[str, nn.Module],
         guard: Guards,
+        engine: Engine,
         quiet: bool,
     ) -> None:
+        self.engine = engine
         self.stages, self.groups, self.out, self.seed, self.keep = list(stages), dict(groups), out, seed, keep
-        self.watch, self.guard, self.quiet = dict(watch), guard, quiet
+        self.watch, self.guard, self.quiet = dict(watch), guard, quiet or not engine.main
         self.kept = {name: group for name, group in groups.items() if any(name in stage.groups for stage in stages)}
         self.stage_index = self.step = self.global_step = 0
         self.stage_seconds = self.seconds = 0.0
@@ -133,6 +152,7 @@ class _Run:
         self.average: dict[str, Tensor] = {}
         self.history: list[StageRecord] = []
         self.last_good: Path | None = None
+        self.engaged = self.late = False
 
     @property
     def stage(self) -> Stage:
@@ -152,28 +172,28 @@ class _Run:
         self.save_every, self.save_minutes, self.saved_at = save_every, save_minutes, time.monotonic()
         untrained = {name: group for name, group in self.groups.items() if name not in self.kept}
         self.outside = guards.digest({**untrained, **self.watch}) if self.guard.frozen else {}
+        self.about = self.describe()  # now: an engine may take weights apart
         self.checkpoints = self.out / "checkpoints"
         found = checkpoint.latest(self.checkpoints)
         if found is not None and not resume:
             raise ValueError(f"{self.out} already holds a run ({found.name}): resume it, or choose another folder")
+        self.engine.barrier()  # every process has looked before the first one writes
         self.out.mkdir(parents=True, exist_ok=True)
         if found is not None:
             self.restore(checkpoint.load(found))
-        self.log = Log(self.out / "log.jsonl", every=log_every, also=log, from_step=self.global_step)
+        path = self.out / "log.jsonl" if self.engine.main else None
+        self.log = Log(path, every=log_every, also=log, from_step=self.global_step)
 
     def describe(self) -> dict[str, Any]:
         stages = [checkpoint.describe(stage, self.groups) for stage in self.stages]
-        return {"seed": self.seed, "world_size": 1, "frozen": self.outside, "stages": stages}
+        return {"seed": self.seed, "world_size": self.engine.world_size, "frozen": self.outside, "stages": stages}
 
-    def save(
-        self,
-        order: Order,
-        optimizer: weights.Optimizer,
-        average: weights.Average | None,
-        *,
-        averaged: bool = False,
-    ) -> None:
-        trained = {name: self.groups[name] for name in self.stage.groups}
+    def save(self, order: Order, average: weights.Average | None, *, ended: bool = False) -> None:
+        """Write a checkpoint; `ended`: the stage is over and its weights may be their average."""
+        averaged = ended and average is not None and average.ema.apply
+        # Asked of every process, since whole tensors may have to be put together; an ended stage's groups are whole.
+        kept = weights.tensors(self.kept) | (self.engine.weights() if self.engaged else {})
+        moments = self.moments | (self.engine.moments() if self.engaged else {})
         state = {
             "stage": self.stage_index,
             "stage_name": self.stage.name,
@@ -182,21 +202,24 @@ class _Run:
             "order": order.state(),
             "stage_seconds": self.stage_seconds,
             "seconds": self.seconds,
-            "averaged": averaged,  # the stage ended and its weights are their average
+            "averaged": averaged,
             "history": [asdict(record) for record in self.history],
-            "run": self.describe(),
+            "run": self.about,
         }
         files = {
-            "weights": weights.tensors(self.kept),
-            "optimizer": weights.moments(trained, optimizer),
+            "weights": kept,
+            "optimizer": moments,
             "ema": average.named if average else {},
         }
-        self.last_good = checkpoint.save(self.checkpoints, self.global_step, state, files, keep=self.keep)
+        if self.engine.main:
+            checkpoint.save(self.checkpoints, self.global_step, state, files, keep=self.keep)
+        self.engine.barrier()
+        self.last_good = self.checkpoints / checkpoint.name_of(self.global_step)
         self.saved_at = time.monotonic()
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         state = saved.state
-        changes = checkpoint.diff(state["run"], json.loads(json.dumps(self.describe())), done=state["stage"])
+        changes = checkpoint.diff(state["run"], json.loads(json.dumps(self.about)), done=state["stage"])
         if refused := [f"\n  {change}" for change in changes if change.verdict == "refused"]:
             raise ValueError(
                 f"{saved.path} was made by another run, which this one cannot continue:{''.join(refused)}\n"
@@ -225,56 +248,64 @@ class _Run:
         for name, group in self.groups.items():
             group.train(name in trained).requires_grad_(name in trained)
         before = guards.digest(frozen) if self.guard.frozen else {}
-        optimizer = weights.Optimizer(trained, stage.optim)
-        if resumed or stage.handover == "keep":
-            optimizer.load(trained, self.moments)
+        keep = resumed or stage.handover == "keep"
+        self.moments = _divide(self.moments, stage.groups)[0] if keep else {}
         average = (
             weights.Average(stage.ema, trained, self.average if resumed and self.average else None)
             if stage.ema
             else None
         )
         order_state = self.order_state or {"seed": derive_seed(self.seed, self.stage_index)}
-        order = Order(len(stage.data), digest=checkpoint.digest_of(stage), **order_state)
+        order = Order(
+            len(stage.data),
+            digest=checkpoint.digest_of(stage),
+            rank=self.engine.rank,
+            world_size=self.engine.world_size,
+            **order_state,
+        )
         restored_at, self.order_state = self.global_step if resumed else -1, None
 
-        self.run_steps(stage, order, optimizer, average)
+        self.run_steps(stage, order, average)
 
         self.log.flush()
         self.check_frozen(stage, frozen, before)
         if average is not None and stage.ema is not None and stage.ema.apply:
             average.write()
         if self.step and self.global_step != restored_at:  # else this very end is what we resumed from
-            self.save(order, optimizer, average, averaged=average is not None and average.ema.apply)
-        self.moments = weights.moments(trained, optimizer)
+            self.save(order, average, ended=True)
+        if self.stage_index + 1 < len(self.stages):
+            self.leave_if_asked()
         self.average = average.named if average else {}
         seconds = round(self.stage_seconds, 3)
         self.history.append(StageRecord(stage.name, self.step, seconds, dict(stage.groups), dict(self.log.means)))
         self.stage_index, self.step, self.stage_seconds = self.stage_index + 1, 0, 0.0
 
-    def run_steps(
-        self, stage: Stage, order: Order, optimizer: weights.Optimizer, average: weights.Average | None
-    ) -> None:
-        per_step = stage.batch_size * stage.accumulate
+    def run_steps(self, stage: Stage, order: Order, average: weights.Average | None) -> None:
+        per_step = stage.batch_size * stage.accumulate * self.engine.world_size
         steps = stage.length.in_steps(samples=len(stage.data), per_step=per_step)
         budget = steps if steps is not None else 60 * (stage.length.minutes or 0)
         zero = guards.ZeroGradient(self.guard.zero_gradient_steps)
         self.announce(stage, steps, per_step)
+        moving: list[str] = []
         text = ""
         with show.bar(stage.name, round(budget), quiet=self.quiet) as bar:
             while (spent := self.step if steps is not None else self.stage_seconds) < budget:
                 if self.due():
                     self.log.flush()
-                    self.save(order, optimizer, average)
+                    self.save(order, average)
+                    self.leave_if_asked()
+                now = [name for name in stage.groups if self.step >= stage.unfreeze.get(name, 0)]
+                if now != moving:
+                    self.engage(stage, now, average)
+                    moving = now
                 started = time.perf_counter()
-                generator = self.seeded()
                 progress = Progress(
-                    stage.name, self.step, self.global_step, steps, spent / budget, generator, ramps=stage.ramps
+                    stage.name, self.step, self.global_step, steps, spent / budget, self.seeded(), ramps=stage.ramps
                 )
-                terms, norm = self.train_step(stage, order, optimizer, progress)
-                self.warn_zero(zero, stage, optimizer)
+                terms, norm, lr = self.train_step(stage, order, progress, zero)
                 if average is not None:
                     average.update(self.step)
-                seconds = time.perf_counter() - started
+                seconds = self.agree(time.perf_counter() - started)
                 self.step, self.global_step = self.step + 1, self.global_step + 1
                 self.stage_seconds, self.seconds = self.stage_seconds + seconds, self.seconds + seconds
                 self.log.add(
@@ -284,73 +315,114 @@ class _Run:
                     stage=stage.name,
                     step=self.step,
                     global_step=self.global_step,
-                    lr=optimizer.param_groups[0]["lr"],
+                    lr=lr,
                     ramps={name: ramp.at(progress.step) for name, ramp in stage.ramps.items()},
                 )
                 if self.step % 10 == 1:
                     text = "  ".join(f"{name} {value:.4g}" for name, value in terms.items())
                 bar.update(min(budget, self.step if steps is not None else self.stage_seconds), text)
+        self.disengage()
+
+    def engage(self, stage: Stage, moving: Sequence[str], average: weights.Average | None) -> None:
+        """Hand the groups that move from this step on to the engine."""
+        self.disengage()
+        if not moving:
+            raise ValueError(f"stage {stage.name!r}: no group moves at step {self.step}, see unfreeze")
+        for name in stage.groups:
+            self.groups[name].requires_grad_(name in moving)
+        trained = {name: self.groups[name] for name in moving}
+        taken, self.moments = _divide(self.moments, moving)
+        self.engine.begin(
+            trained, stage.optim, taken, loss=stage.loss, batch_size=stage.batch_size, accumulate=stage.accumulate
+        )
+        self.engaged = True
+        if average is not None:
+            self.engine.check_average()
+            average.follow({name: self.groups[name] for name in stage.groups})
+
+    def disengage(self) -> None:
+        """Take the groups and the optimizer's moments back from the engine."""
+        if self.engaged:
+            self.moments = self.moments | self.engine.moments()
+            self.engine.end()
+        self.engaged = False
+
+    def agree(self, seconds: float) -> float:
+        """Return a step's seconds, and note what the next one shall do first: the same in every process."""
+        late = time.monotonic() - self.saved_at > 60 * self.save_minutes
+        said = torch.tensor([seconds, late, self.asked.save, self.asked.stop], dtype=torch.float64)
+        mean, late, save, stop = self.engine.mean(said).tolist()
+        self.late, self.asked.save, self.asked.stop = bool(late or save), save > 0, stop > 0
+        return mean
 
     def due(self) -> bool:
         """Whether a checkpoint should be written before the next step (a stage's end writes its own)."""
         if self.step == 0 or (self.last_good and self.last_good.name == checkpoint.name_of(self.global_step)):
             return False
-        late = time.monotonic() - self.saved_at > 60 * self.save_minutes
-        return late or self.global_step % self.save_every == 0
+        return self.late or self.global_step % self.save_every == 0
+
+    def leave_if_asked(self) -> None:
+        """End the run after a checkpoint where SIGTERM asked for it."""
+        self.late = self.asked.save = False
+        if self.asked.stop:
+            raise signals.Stopped(f"stopped by SIGTERM after step {self.global_step}: resume from {self.last_good}")
 
     def train_step(
-        self, stage: Stage, order: Order, optimizer: weights.Optimizer, progress: Progress
-    ) -> tuple[dict[str, float], float]:
-        """Make one optimizer step; return the mean of each term over the accumulated batches, and the gradient norm."""
+        self, stage: Stage, order: Order, progress: Progress, zero: guards.ZeroGradient
+    ) -> tuple[dict[str, float], float, float]:
+        """Make one optimizer step; return the mean of each term over the accumulated batches (and the processes), the
+        gradient norm, and the learning rate of the stage's first group.
+        """
         factor = stage.optim.factor(progress.step, progress.fraction)
-        for group in optimizer.param_groups:
-            active = progress.step >= stage.unfreeze.get(group["name"], 0)
-            group["lr"] = group["base_lr"] * stage.groups[group["name"]] * factor
-            for p in group["params"]:
-                p.requires_grad_(active)
-                p.grad = None
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        device, samples, means = parameters[0].device, [], {}
-        for _ in range(stage.accumulate):
-            indices = order.take(stage.batch_size)
+        device = next(self.groups[name] for name in stage.groups).parameters().__next__().device
+        samples: list[int] = []
+        means: dict[str, float] = {}
+        self.engine.forget()
+        for micro in range(stage.accumulate):
+            indices, last = order.take(stage.batch_size), micro == stage.accumulate - 1
             samples += indices.tolist()
-            terms = dict(stage.loss(take(stage.data, indices, device), progress))
-            summed = [term for name, term in terms.items() if not name.startswith("log/")]
+            terms = self.engine.forward(take(stage.data, indices, device), progress, last=last)
+            summed = {name: term for name, term in terms.items() if not name.startswith("log/")}
             if not summed:
                 raise ValueError(f"the loss of stage {stage.name!r} returned no term, got {sorted(terms)}")
-            values = torch.stack([term.detach().float().reshape(()) for term in terms.values()]).tolist()  # one sync
-            for name, value in zip(terms, values, strict=True):
-                if not name.startswith("log/") and not guards.finite(value):
+            for name, value in self.values(summed, terms).items():
+                if name in summed and not guards.finite(value):
                     raise self.non_finite(f"loss term {name!r}", value, samples)
                 means[name] = means.get(name, 0.0) + value / stage.accumulate
-            (torch.stack([term.reshape(()) for term in summed]).sum() / stage.accumulate).backward()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if not guards.finite(float(norm)):
-            raise self.non_finite("the norm of the gradient", float(norm), samples)
-        if stage.optim.clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, stage.optim.clip, norm)
-        optimizer.step()
-        return means, float(norm)
+            total = torch.stack([term.reshape(()) for term in summed.values()]).sum() / stage.accumulate
+            self.engine.backward(total, last=last)
+        self.warn_zero(zero, stage)
+        norm = self.engine.step({name: value * factor for name, value in stage.groups.items()}, stage.optim.clip)
+        if not guards.finite(norm):
+            raise self.non_finite("the norm of the gradient", norm, samples)
+        return means, norm, stage.optim.lr * next(iter(stage.groups.values())) * factor
+
+    def values(self, summed: Mapping[str, Tensor], terms: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return the terms as numbers, with one wait for the device; what is summed as its mean over the processes."""
+        every = {**summed, **terms}  # what is summed comes first
+        here = torch.stack([term.detach().float().reshape(()) for term in every.values()])
+        here[: len(summed)] = self.engine.mean(here[: len(summed)])
+        return dict(zip(every, here.tolist(), strict=True))
 
     # ---- what surrounds a step
 
     def seeded(self) -> torch.Generator:
         """Seed torch's generators for this step, and return the loss's own."""
-        seed = derive_seed("torch", self.seed, self.stage_index, self.step, 0)
+        where = (self.seed, self.stage_index, self.step, self.engine.rank)
+        seed = derive_seed("torch", *where)
         torch.default_generator.manual_seed(seed)
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed_all(seed)
-        return torch.Generator().manual_seed(derive_seed("loss", self.seed, self.stage_index, self.step, 0))
+        return torch.Generator().manual_seed(derive_seed("loss", *where))
 
     def non_finite(self, term: str, value: float, samples: list[int]) -> guards.NonFiniteLoss:
         return guards.NonFiniteLoss(
             term, value, stage=self.stage.name, step=self.step, samples=samples, last_good=self.last_good
         )
 
-    def warn_zero(self, zero: guards.ZeroGradient, stage: Stage, optimizer: weights.Optimizer) -> None:
-        for group in optimizer.param_groups if zero.patience else ():
-            name = group["name"]
-            if self.step >= stage.unfreeze.get(name, 0) and zero.look(name, group["params"]):
+    def warn_zero(self, zero: guards.ZeroGradient, stage: Stage) -> None:
+        for name in self.engine.trained if zero.patience else ():
+            if zero.look(name, self.engine.connected):
                 text = f"group {name!r} got no gradient in {zero.patience} steps of {stage.name!r}: is it connected?"
                 warnings.warn(text, guards.TrainingWarning, stacklevel=2)
 
@@ -389,3 +461,10 @@ def _as_found(groups: Mapping[str, nn.Module]) -> Iterator[None]:
             p.grad = None
         for module, mode in modes:
             module.training = mode
+
+
+def _divide(moments: Mapping[str, Tensor], names: Iterable[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Split moments into those of the named groups and the others'."""
+    wanted = set(names)
+    chosen = {key: value for key, value in moments.items() if key.partition("/")[0] in wanted}
+    return chosen, {key: value for key, value in moments.items() if key not in chosen}

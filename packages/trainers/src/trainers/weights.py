@@ -113,6 +113,10 @@ class Average:
         begin = self._current if saved is None else saved
         self.named = {key: begin[key].detach().to(v.device, copy=True) for key, v in self._current.items()}
 
+    def follow(self, groups: Mapping[str, nn.Module]) -> None:
+        """Average these tensors from now on: an engine may have moved the weights to memory of its own."""
+        self._current = tensors(groups)
+
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after optimizer step `step` of the stage."""

@@ -1,0 +1,191 @@
+"""DeepSpeed's ZeRO under the loop: optimizer state (1), gradients (2) and weights (3) shared out over the processes.
+
+Only the trained groups are inside the engine, so a frozen model is neither sharded nor saved. Whole tensors are put
+together for a checkpoint and taken apart at a resume, so the files are those of any other engine: nothing of
+DeepSpeed's own (pickled) format is written or read.
+
+What surprises: DeepSpeed steps before it tells the norm of the gradient, so that after one that is not a number the
+weights in memory are lost (the checkpoint is not). With CPU offload DeepSpeed compiles its own Adam, some minutes the
+first time; `zero_force_ds_cpu_optimizer: false` in its config keeps torch's AdamW.
+
+References: ZeRO: Memory Optimizations Toward Training Trillion Parameter Models (Rajbhandari et al., 2020).
+"""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from . import weights
+from .engine import Loss, Replicated, Steps
+from .stage import Optim, Progress
+
+__all__ = ["Zero"]
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Zero(Replicated):
+    """DeepSpeed, with the config that `accelerate launch` was given."""
+
+    def __init__(self, accelerator: Any) -> None:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of its own imports
+                import deepspeed
+        except ImportError:
+            raise ValueError("this launch asks for DeepSpeed: pip install 'phystrainers[deepspeed]'") from None
+        super().__init__(accelerator)
+        self.deepspeed = deepspeed
+        self.config = dict(accelerator.state.deepspeed_plugin.deepspeed_config)
+        self.sharing = dict(self.config.get("zero_optimization", {}))
+        self.stage = int(self.sharing.get("stage", 0))
+        self.name = f"DeepSpeed ZeRO-{self.stage}"
+
+    def begin(
+        self,
+        trained: Mapping[str, nn.Module],
+        optim: Optim,
+        moments: Mapping[str, Tensor],
+        *,
+        loss: Loss,
+        batch_size: int,
+        accumulate: int,
+    ) -> None:
+        """Take over groups; every process begins with the weights of the first."""
+        if optim.muon is not None:
+            raise ValueError("expected AdamW alone under DeepSpeed, which shares out flat weights, got optim.muon")
+        self.trained = dict(trained)
+        params = [{"name": name, "params": list(group.parameters())} for name, group in trained.items()]
+        settings: Any = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps, "weight_decay": optim.weight_decay}
+        config = self.config | {
+            "train_micro_batch_size_per_gpu": batch_size,
+            "gradient_accumulation_steps": accumulate,
+            "train_batch_size": batch_size * accumulate * self.world_size,
+            "gradient_clipping": optim.clip or 0.0,
+            "steps_per_print": 2**60,
+        }
+        offloaded = self.sharing.get("offload_optimizer", {}).get("device", "none") != "none"
+        if offloaded and self.config.get("zero_force_ds_cpu_optimizer", True):
+            optimizer: Any = self.deepspeed.ops.adam.DeepSpeedCPUAdam(params, adamw_mode=True, **settings)
+        else:
+            optimizer = torch.optim.AdamW(params, **settings)
+        for entry in optimizer.param_groups:
+            entry["base_lr"] = optim.lr
+        made: Any = self.deepspeed.initialize(
+            model=Steps(trained, loss), optimizer=optimizer, config=config, dist_init_required=False
+        )
+        self.engine, self.inner = made[0], made[1]
+        self._continue(moments)
+
+    def forget(self) -> None:
+        """Forget gradients."""
+        self.engine.zero_grad()
+
+    def forward(self, batch: dict[str, Any], progress: Progress, *, last: bool) -> dict[str, Tensor]:
+        """Return the terms of the loss."""
+        self.engine.set_gradient_accumulation_boundary(last)
+        return self.engine(batch, progress)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add the gradients of one batch; the loop has divided by the number of batches already."""
+        self.engine.backward(loss, scale_wrt_gas=False)
+
+    def connected(self, group: str) -> bool:
+        """Whether any gradient of a group is not zero. Every process asks at once."""
+        full = [self.deepspeed.utils.safe_get_full_grad(p) for p in self.trained[group].parameters()]
+        return any(grad is not None and bool(grad.any()) for grad in full)
+
+    def step(self, rates: Mapping[str, float], clip: float | None) -> float:
+        """Step, each group at its own rate times the optimizer's; the gradient is clipped as the stage said."""
+        for group in self.inner.param_groups:
+            group["lr"] = group["base_lr"] * rates[group["name"]]
+        self.engine.step()
+        return float(self.engine.get_global_grad_norm() or 0.0)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the whole tensors of the groups by `group/name`. Every process asks at once."""
+        if self.stage < 3:
+            return weights.tensors(self.trained)
+        with self.deepspeed.zero.GatheredParameters(self._parameters()):
+            return {name: value.detach().clone() for name, value in weights.tensors(self.trained).items()}
+
+    def moments(self) -> dict[str, Tensor]:
+        """Return the whole state of the optimizer by `group/name#moment`. Every process asks at once."""
+        found: dict[str, Tensor] = {}
+        self._link()
+        for name, group in self.trained.items():
+            step = self._step_of(name)
+            if step is None:
+                continue
+            for key, p in group.named_parameters():
+                found[f"{name}/{key}#step"] = step.clone()
+                for moment in MOMENTS:
+                    value: Any = self.deepspeed.utils.safe_get_full_optimizer_state(p, moment)
+                    found[f"{name}/{key}#{moment}"] = value
+        return found
+
+    def check_average(self) -> None:
+        """Raise ValueError under ZeRO-3."""
+        if self.stage == 3:
+            raise ValueError("an average (ema) needs whole weights, which ZeRO-3 takes apart: use ZeRO-2, or no ema")
+
+    def end(self) -> None:
+        """Give the groups back whole, without DeepSpeed's hooks."""
+        whole = self.weights()
+        self.engine.destroy()
+        if self.stage == 3:
+            for group in self.trained.values():
+                for module in group.modules():
+                    if "_original_parameters" in vars(module):
+                        module._parameters = dict(module._parameters)
+                        del module._original_parameters
+        for key, p in weights.parameters(self.trained).items():
+            p.data = whole[key].detach().clone()  # no longer a view of DeepSpeed's flat buffers
+            p.grad = None
+            for name in [name for name in vars(p) if name.startswith(("ds_", "_hp", "_z3", "_zero"))]:
+                delattr(p, name)
+        del self.engine, self.inner
+
+    def _continue(self, moments: Mapping[str, Tensor]) -> None:
+        """Take saved moments apart over the processes."""
+        known = {key: p for key, p in weights.parameters(self.trained).items() if f"{key}#exp_avg" in moments}
+        if not known:
+            return
+        state = self.inner.optimizer.state
+        for flat, name in self._flat():
+            step = next((moments[f"{key}#step"] for key in known if key.startswith(f"{name}/")), torch.zeros(()))
+            state[flat] = {"step": step.clone()} | {moment: torch.zeros_like(flat) for moment in MOMENTS}
+        self._link()
+        for key, p in known.items():
+            for moment in MOMENTS:
+                value = moments[f"{key}#{moment}"].to(p.device)
+                if self.stage < 3:
+                    self.deepspeed.utils.safe_set_full_optimizer_state(p, value, moment)
+                else:
+                    share: Any = p.ds_tensor.numel()  # pyright: ignore[reportAttributeAccessIssue]
+                    padded = functional.pad(value.flatten(), (0, share * self.world_size - value.numel()))
+                    own = padded.narrow(0, share * self.rank, share)
+                    self.deepspeed.utils.safe_set_local_optimizer_state(p, own, moment)
+
+    def _link(self) -> None:
+        """Let DeepSpeed find every group's moments: by itself it looks once, after the first group's first step."""
+        if self.stage < 3:
+            self.inner._hp_optimizer_states_linked = False
+            self.inner._lazy_init_hp_params_optimizer_state()
+
+    def _flat(self) -> list[tuple[Tensor, str]]:
+        """This process's flat pieces of the optimizer, each with its group's name."""
+        names = [group["name"] for group in self.inner.param_groups]
+        if self.stage < 3:
+            return list(zip(self.inner.single_partition_of_fp32_groups, names, strict=True))
+        owners = self.inner.sub_group_to_group_id
+        return [(flat, names[owners[i]]) for i, flat in enumerate(self.inner.fp32_partitioned_groups_flat)]
+
+    def _step_of(self, name: str) -> Tensor | None:
+        """How many steps the optimizer has taken with a group, None before the first."""
+        states = [self.inner.optimizer.state.get(flat, {}) for flat, owner in self._flat() if owner == name]
+        return next((torch.as_tensor(state["step"], dtype=torch.float32) for state in states if "step" in state), None)
