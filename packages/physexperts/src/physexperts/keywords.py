@@ -130,7 +130,8 @@ def _flows(text: str) -> bool:
 
 def _by_temperature(text: str) -> set[str]:
     """The change of phase that a stated temperature forces upon the first substance named."""
-    stated = re.search(r"(below |above |under |over )?([-−]?\d+(?:\.\d+)?) ?(?:°|degrees?) ?([cf])?", text)
+    number = r"(below |above |under |over )?(?<![\d.])([-−]?\d{1,6}(?:\.\d+)?)"
+    stated = re.search(number + r" ?(?:°|degrees?) ?([cf])?", text)
     substance = re.search(r"\b(" + "|".join(_RULES["substances"]) + r")s?\b", text)
     if not stated or not substance:
         return set()
