@@ -90,3 +90,20 @@ def test_weights_that_would_have_to_be_unpickled_are_refused(tmp_path):
 def test_a_frame_count_that_the_vae_does_not_take_is_refused(backbone):
     with pytest.raises(ValueError, match="Use 13 or 17 frames"):
         flow.latent_flow(torch.zeros(14, 2, 32, 32), backbone.spec)
+
+
+def test_raft_runs_from_safetensors_and_gives_y_first(tmp_path):
+    """With random weights the numbers mean nothing: the form does, and that (x, y) is swapped."""
+    optical = pytest.importorskip("torchvision.models.optical_flow", reason="RAFT needs torchvision (extra `raft`)")
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    model = optical.raft_large(weights=None).eval()
+    save_file(model.state_dict(), tmp_path / "raft.safetensors")
+    video = np.random.default_rng(0).integers(0, 255, (2, 128, 136, 3)).astype(np.uint8)
+    found = flow.optical_flow(video, "raft", weights=tmp_path / "raft.safetensors")
+    with torch.no_grad():
+        frames = torch.from_numpy(video).permute(0, 3, 1, 2).float() / 127.5 - 1
+        expected = model(frames[:1], frames[1:])[-1]
+    assert found.shape == (1, 2, 128, 136)
+    torch.testing.assert_close(found, expected.flip(1))

@@ -11,8 +11,8 @@ brightness still moves.
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,7 @@ def optical_flow(
         raise ValueError(f"expected method 'dis' or 'raft', got {method!r}")
     h, w = video.shape[1:3]
     grow = max(1, -(-LEAST // min(h, w)))
+    cv2 = _cv2()
     large = np.stack([cv2.resize(f, (w * grow, h * grow), interpolation=cv2.INTER_CUBIC) for f in video])
     pairs = _dis(large, finest=2 if grow > 1 else 1) if method == "dis" else _raft(large, weights)
     flow = torch.stack([torch.from_numpy(np.ascontiguousarray(xy[..., ::-1])).permute(2, 0, 1) for xy in pairs])
@@ -64,11 +65,11 @@ def latent_flow(flow: Float[Tensor, "f 2 h w"], spec: Spec) -> Float[Tensor, "2 
 
 
 def _dis(video: UInt8[np.ndarray, "t h w 3"], *, finest: int) -> Iterator[np.ndarray]:
-    grey = _principal_grey(video)
+    grey, cv2 = _principal_grey(video), _cv2()
     engine = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     engine.setFinestScale(finest)  # an enlarged picture has nothing to see at its finest scales
     for first, second in pairwise(grey):
-        yield engine.calc(first, second, None)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        yield engine.calc(first, second, None)
 
 
 def _principal_grey(video: UInt8[np.ndarray, "t h w 3"]) -> UInt8[np.ndarray, "t h w"]:
@@ -78,6 +79,14 @@ def _principal_grey(video: UInt8[np.ndarray, "t h w 3"]) -> UInt8[np.ndarray, "t
     value = video.astype(np.float64) @ axis
     low, high = value.min(), value.max()
     return ((value - low) * (255.0 / max(high - low, 1e-6))).astype(np.uint8)
+
+
+def _cv2() -> Any:
+    try:
+        import cv2
+    except ImportError as error:
+        raise ImportError("optical flow needs OpenCV: uv pip install opencv-python-headless") from error
+    return cv2
 
 
 def _raft(video: UInt8[np.ndarray, "t h w 3"], weights: str | Path | None) -> Iterator[np.ndarray]:
