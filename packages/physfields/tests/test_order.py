@@ -175,7 +175,7 @@ def test_one_sided_operators_reach_the_order_at_interior_face_edge_and_corner(na
 @pytest.mark.parametrize("order", [2, 4, 6])
 @pytest.mark.parametrize("name", OPERATORS)
 def test_periodic_operators_reach_the_order_at_every_kind_of_row(name, order):
-    n = {2: 40, 4: 28, 6: 24}[order]
+    n = {2: 20, 4: 20, 6: 18}[order]
     coarse, fine = errors(name, order, "periodic", n), errors(name, order, "periodic", 2 * n)
     m = n // 2
     for row in ((m, m, m), (m, 0, m), (m, 0, n - 1), (0, 0, 0), (n - 1, n - 1, n - 1)):
