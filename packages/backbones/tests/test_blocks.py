@@ -1,5 +1,7 @@
 """The own block loop against the stock forward, bit for bit, for every family and dtype; taps, copies, refusals."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import (
@@ -180,6 +182,23 @@ def test_identities_at_the_seams_change_no_bit(family, dtype):
     assert calls == ["a", "h"] * len(stack)
 
 
+def test_attention_kwargs_reach_the_attention_of_cogvideox_without_what_is_not_its_own():
+    model, kwargs = case("cogvideox 2b")
+    mask = torch.zeros(B, 1, 7 + 12)
+    mask[:, :, :3] = -1e4
+    stack, seam = blocks_of(model), {"after_self_attention": lambda a, s: a}
+    s = stack.begin(**kwargs, attention_kwargs={"attention_mask": mask, "physics": object(), "scale": 1.0})
+    assert s.attention_kwargs is not None
+    assert s.attention_kwargs.keys() == {"attention_mask"}
+    masked = model(**kwargs, attention_kwargs={"attention_mask": mask}, return_dict=False)[0]
+    assert not torch.equal(masked, stock(model, kwargs))
+    for more in ({}, seam):
+        t = s
+        for k in range(len(stack)):
+            t = stack.block(k, t, **more)
+        assert torch.equal(stack.end(t), masked)
+
+
 def test_the_blocks_of_each_family_say_their_sizes():
     spec = blocks_of(case("cogvideox 1.5 image to video")[0]).spec
     assert (spec.kind, spec.n_blocks, spec.dim, spec.heads, spec.head_dim) == ("cogvideox", LAYERS, 32, 2, 16)
@@ -234,6 +253,17 @@ def test_behind_the_seam_after_cross_attention_only_the_feed_forward_is_left(fam
         s.modulation[..., 5, :] = 0
     out = stack.block(1, s, after_cross_attention=lambda h, s: seen.append(2 * h) or 2 * h)
     assert torch.equal(out.h, seen[0])
+
+
+@each_family
+def test_the_feed_forward_reads_what_the_seam_after_cross_attention_gives(family):
+    model, kwargs = case(family)
+    stack = blocks_of(model)
+    s = stack.begin(**kwargs)
+    given = torch.randn_like(s.h)
+    outs = [stack.block(1, t, after_cross_attention=lambda h, s: given).h for t in (s, replace(s, h=s.h + 1))]
+    assert torch.equal(*outs)
+    assert not torch.equal(outs[0], given)
 
 
 @each_family
@@ -421,7 +451,9 @@ def test_a_place_that_no_block_has_is_refused():
 def test_gradient_checkpointing_changes_no_gradient_and_computes_blocks_again(family):
     model, kwargs = case(family)
     stack, grads, counts = blocks_of(model.requires_grad_(True)), [], []
-    stack.blocks[1].attn1.register_forward_hook(lambda *_: counts.append(1))
+    watched = [stack.blocks[1], *getattr(model, "vace_blocks", [])[:1]]
+    for block in watched:
+        block.attn1.register_forward_hook(lambda *_: counts.append(1))
     scale = torch.tensor(0.5, requires_grad=True)
     for on in (False, True):
         (model.enable_gradient_checkpointing if on else model.disable_gradient_checkpointing)()
@@ -435,8 +467,10 @@ def test_gradient_checkpointing_changes_no_gradient_and_computes_blocks_again(fa
             edit={"block.1.cross_attention": lambda h, s: h * scale},
         )
         loss = run.output.square().sum() + sum(t.square().sum() for t in run.taps.values())
+        read = dict(run.taps)
         loss.backward()
-        assert len(counts) == 1 + on
+        assert all(run.taps[name] is read[name] for name in read)  # computed again, but not read again
+        assert len(counts) == len(watched) * (1 + on)
         grads.append([scale.grad, *(p.grad for p in model.parameters())])
     for plain, checkpointed in zip(*grads, strict=True):
         assert (plain is None) == (checkpointed is None)
