@@ -36,10 +36,10 @@ def wan(*, real: bool, device: str) -> tuple[Any, dict[str, Any]]:
     heads, head, layers, ffn, text = (12, 128, 30, 8960, 4096) if real else (4, 64, 8, 1024, 64)
     size = (21, 60, 104) if real else (5, 32, 32)
     with torch.device(device):
-        model = WanTransformer3DModel(
+        model: Any = WanTransformer3DModel(
             num_attention_heads=heads, attention_head_dim=head, num_layers=layers, ffn_dim=ffn, text_dim=text
-        ).to(dtype)
-        return model, {
+        )
+        return model.to(dtype), {
             "hidden_states": torch.randn(1, 16, *size, dtype=dtype),
             "timestep": torch.tensor([700.0]),
             "encoder_hidden_states": torch.randn(1, 512 if real else 64, text, dtype=dtype),
@@ -52,15 +52,15 @@ def cogvideox(*, real: bool, device: str) -> tuple[Any, dict[str, Any]]:
     heads, layers, text = (48, 42, 4096) if real else (4, 8, 64)
     t, y, x = (13, 60, 90) if real else (5, 32, 32)
     with torch.device(device):
-        model = CogVideoXTransformer3DModel(
+        model: Any = CogVideoXTransformer3DModel(
             num_attention_heads=heads,
             attention_head_dim=64,
             num_layers=layers,
             text_embed_dim=text,
             use_rotary_positional_embeddings=True,
-        ).to(dtype)
+        )
         half = (y // 2, x // 2)
-        return model, {
+        return model.to(dtype), {
             "hidden_states": torch.randn(1, t, 16, y, x, dtype=dtype),
             "timestep": torch.tensor([700]),
             "encoder_hidden_states": torch.randn(1, 226 if real else 64, text, dtype=dtype),
