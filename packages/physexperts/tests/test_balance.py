@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from physexperts import Routing, importance_loss, load_balancing_loss, route, router_z_loss
+from physexperts import Routing, importance_loss, load_balancing_loss, route, router_z_loss, tally
 
 
 def balanced(experts, k, rows=None):
@@ -70,3 +70,50 @@ def test_equal_importance_costs_nothing_and_collapse_costs_most():
     logits = torch.zeros(10, 8)
     logits[:, 3] = 50
     torch.testing.assert_close(importance_loss(route(logits, 1)), torch.tensor(7.0))
+
+
+LOSSES = [load_balancing_loss, router_z_loss, importance_loss]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("sizes", [[6, 6], [1, 4, 7], [12]])
+def test_accumulation_in_two_passes_gives_the_loss_and_gradient_of_the_whole(loss, sizes):
+    logits = (torch.randn(12, 5, dtype=torch.float64) * 2).requires_grad_()
+    mask = torch.rand(12) > 0.3
+    want = loss(route(logits, 2, mask=mask))
+    (right,) = torch.autograd.grad(want, logits)
+    leaf = logits.detach().requires_grad_()
+    routings = [route(x, 2, mask=m) for x, m in zip(leaf.split(sizes), mask.split(sizes), strict=True)]
+    whole = sum((tally(r) for r in routings[1:]), tally(routings[0]))
+    for routing in routings:
+        value = loss(routing, whole=whole.over(None))
+        torch.testing.assert_close(value, want)
+        (value / len(sizes)).backward(retain_graph=True)
+    torch.testing.assert_close(leaf.grad, right, rtol=0, atol=1e-12)
+
+
+def test_micro_batches_that_collapse_in_turn_are_balanced_as_a_whole():
+    a, b = torch.zeros(4, 2), torch.zeros(4, 2)
+    a[:, 0] = b[:, 1] = 50
+    parts = [route(a, 1), route(b, 1)]
+    whole = tally(parts[0]) + tally(parts[1])
+    assert [round(load_balancing_loss(p).item(), 4) for p in parts] == [2.0, 2.0]
+    assert [round(load_balancing_loss(p, whole=whole).item(), 4) for p in parts] == [1.0, 1.0]
+
+
+def test_padding_changes_no_balance():
+    logits = torch.randn(6, 4)
+    padded = torch.cat([logits, torch.full((9, 4), torch.nan)])
+    mask = torch.arange(15) < 6
+    for loss in LOSSES:
+        torch.testing.assert_close(loss(route(padded, 2, mask=mask)), loss(route(logits, 2)))
+
+
+def test_a_tally_stands_for_its_routing_and_sequences_need_the_routing():
+    routing = route(torch.randn(3, 6, 4), 2)
+    for loss in LOSSES:
+        assert torch.equal(loss(routing), loss(tally(routing)))
+    with pytest.raises(ValueError, match="summed the sequences up"):
+        load_balancing_loss(tally(routing), reduction="sequence")
+    with pytest.raises(ValueError, match="means already"):
+        load_balancing_loss(routing, reduction="sequence", whole=tally(routing))

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from physexperts.precision import outside_autocast
 from physexperts.routing import Routing
 
 __all__ = ["BasisMaps"]
@@ -42,7 +43,7 @@ class BasisMaps(nn.Module):
         if weights.shape[-1] != len(self):
             raise ValueError(f"expected weights of {len(self)} experts, got {weights.shape[-1]}")
         dtype = torch.promote_types(weights.dtype, self.maps.dtype)
-        with torch.autocast(weights.device.type, enabled=False):
+        with outside_autocast(weights.device):
             mixed = torch.einsum("be,ecthw->bcthw", weights.to(dtype), self.maps.to(dtype))
             if grid is None or tuple(grid) == tuple(self.maps.shape[2:]):
                 return mixed

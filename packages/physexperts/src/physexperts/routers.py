@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from physexperts.precision import outside_autocast
 from physexperts.routing import Routing, route
 
 __all__ = ["LabelPriorRouter", "SoftRouter", "UniformRouter", "masked_mean", "multi_hot", "random_labels"]
@@ -74,7 +75,7 @@ class LabelPriorRouter(nn.Module):
         dtype = torch.promote_types(condition.dtype, torch.float32)
         if mask is not None:  # before the first layer: in its gradient 0 * NaN would be NaN
             condition = condition.masked_fill(~mask[..., None], 0.0)
-        with torch.autocast(condition.device.type, enabled=False):
+        with outside_autocast(condition.device):
             hidden = F.silu(_linear(self.inner, condition, dtype))
             logits = _linear(self.outer, hidden, dtype)
             if labels is not None and labels.shape != logits.shape:
@@ -127,7 +128,7 @@ class SoftRouter(nn.Module):
         dtype = torch.promote_types(condition.dtype, torch.float32)
         if mask is not None:
             condition = condition.masked_fill(~mask[..., None], 0.0)
-        with torch.autocast(condition.device.type, enabled=False):
+        with outside_autocast(condition.device):
             logits = _linear(self.outer, F.silu(_linear(self.inner, condition, dtype)), dtype)
             routing = route(
                 -logits if inverted else logits, 1, temperature=self.temperature, allowed=allowed, mask=mask

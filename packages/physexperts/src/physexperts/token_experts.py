@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from physexperts.execution import Implementation, choose, combine, gather, grouped_linear, plan
+from physexperts.precision import autocast_dtype, outside_autocast
 from physexperts.routing import Routing
 
 __all__ = ["GLUExperts", "LinearExperts"]
@@ -67,15 +68,15 @@ class _TokenExperts(nn.Module):
                 f"{tuple(top_k_index.shape)} and {tuple(top_k_weights.shape)}; "
                 "token-level experts take one decision a token"
             )
-        device = hidden_states.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weights[0].dtype
+        device = hidden_states.device
+        dtype = autocast_dtype(device, weights[0].dtype)
         weights = tuple(weight.to(dtype) for weight in weights)
         x = hidden_states.flatten(0, -2).to(dtype) if hidden_states.ndim > 1 else hidden_states[None].to(dtype)
         k = top_k_index.shape[-1]
         how = choose(self.implementation, x, weights[0], k)
         for weight in weights[1:]:
             choose(how, x, weight, k)
-        with torch.autocast(device, enabled=False):
+        with outside_autocast(device):
             run = self._dense if how == "dense" else self._sorted
             out = run(x, top_k_index.reshape(len(x), k), top_k_weights.reshape(len(x), k), weights, how == "grouped_mm")
         return out.view(*hidden_states.shape[:-1], out.shape[-1]).to(hidden_states.dtype)
@@ -155,7 +156,7 @@ class LinearExperts(_TokenExperts):
         if self.bias is None:
             return out
         shape = (*top_k_weights.shape[:-1], len(self))
-        with torch.autocast(out.device.type, enabled=False):
+        with outside_autocast(out.device):
             dense = top_k_weights.new_zeros(shape).scatter_add(-1, top_k_index, top_k_weights)
             return out + (dense.to(self.bias.dtype) @ self.bias).to(out.dtype)
 

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from physexperts.precision import outside_autocast
 from physexperts.ranks import Group, summed
 from physexperts.routing import Routing, Score, route
 
@@ -72,7 +73,7 @@ class TokenTopKRouter(nn.Module):
         if mask is not None:
             tokens = tokens.masked_fill(~mask[..., None], 0.0)
         dtype = torch.promote_types(tokens.dtype, torch.float32) if self.fp32_gate else tokens.dtype
-        with torch.autocast(tokens.device.type, enabled=False):
+        with outside_autocast(tokens.device):
             if self.training and self.jitter:
                 tokens = tokens * torch.empty_like(tokens).uniform_(1 - self.jitter, 1 + self.jitter)
             logits = F.linear(tokens.to(dtype), self.gate.weight.to(dtype))

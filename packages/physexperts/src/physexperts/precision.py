@@ -1,0 +1,21 @@
+"""Which numbers a module multiplies in, where autocast is on, off, or unknown to the device (meta)."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+__all__ = ["autocast_dtype", "outside_autocast"]
+
+
+def outside_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Keep autocast from choosing the dtype; nothing to do on a device that has no autocast."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def autocast_dtype(device: torch.device, otherwise: torch.dtype) -> torch.dtype:
+    """What a matrix product computes in here: autocast's dtype inside autocast, else the weight's."""
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return otherwise

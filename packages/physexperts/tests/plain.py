@@ -1,0 +1,111 @@
+"""What the type-checking hook of the tests would hide: compiled modules, and errors a user sees without the hook.
+
+Started by test_plain.py as a process of its own.
+"""
+
+import copy
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from physexperts import GLUExperts, LabelPriorRouter, LinearExperts, Mixture, TokenTopKRouter, relative_alignment, route
+
+LAWS = []
+
+
+def law(function):
+    LAWS.append(function)
+    return function
+
+
+def same(mixture, x, tolerance=0.0, **options):
+    """Compiled without a graph break, the mixture has the values and gradients of eager."""
+    leaves = (x, *mixture.parameters())
+
+    def run(module):
+        mixed = module(x)
+        loss = mixed.delta.square().sum() + sum(mixed.losses.values())
+        return mixed.delta.detach(), *torch.autograd.grad(loss, leaves)
+
+    torch._dynamo.reset()
+    want, got = run(mixture), run(torch.compile(mixture, fullgraph=True, **options))
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def mixture(run, kind=GLUExperts):
+    torch.manual_seed(0)
+    experts = kind(6, *((16, 24) if kind is GLUExperts else (16,)), implementation=run)
+    return Mixture(TokenTopKRouter(16, 6, 2), experts)
+
+
+@law
+def compiled_experts_equal_eager():
+    x = torch.randn(2, 20, 16, requires_grad=True)
+    for run in ("loop", "grouped_mm", "dense"):
+        same(mixture(run), x, 1e-6, backend="aot_eager")
+    same(mixture("auto", LinearExperts), x, 1e-6, backend="aot_eager")
+
+
+@law
+def compiled_statistics_count():
+    module = mixture("loop")
+    torch.compile(module, fullgraph=True, backend="aot_eager")(torch.randn(2, 20, 16))
+    assert module.stats.read().rows == 40
+
+
+@law
+def a_compiled_checkpoint_equals_eager():
+    experts, router = GLUExperts(4, 16, 8), TokenTopKRouter(16, 4, 2)
+    x = torch.randn(20, 16, requires_grad=True)
+
+    def block(x):
+        return experts.mix(x, router(x))
+
+    def kept(x):
+        return checkpoint(block, x, use_reentrant=False)
+
+    want = torch.autograd.grad(block(x).square().sum(), x)
+    got = torch.autograd.grad(torch.compile(kept, fullgraph=True, backend="aot_eager")(x).square().sum(), x)
+    torch.testing.assert_close(got, want)
+
+
+@law
+def inductor_equals_eager():
+    same(mixture("auto", LinearExperts), torch.randn(20, 16, requires_grad=True), 1e-4)
+
+
+@law
+def a_copied_module_runs():
+    module = mixture("auto")
+    copy.deepcopy(module)(torch.randn(3, 16))
+
+
+@law
+def users_read_what_was_expected():
+    cases = {
+        "expected implementation": lambda: LinearExperts(4, 8, implementation="fastest"),
+        "one decision a token": lambda: LinearExperts(4, 8)(
+            torch.zeros(2, 8), torch.zeros(3, 1).long(), torch.ones(3, 1)
+        ),
+        "labels of shape": lambda: LabelPriorRouter(5, 4, 2)(torch.zeros(1, 5), torch.zeros(1, 3)),
+        "prior add or mask": lambda: LabelPriorRouter(5, 4, 2, prior="hard"),
+        "expected score": lambda: route(torch.zeros(4), 1, score="tanh"),
+        "distance square or abs": lambda: relative_alignment(torch.ones(2, 2), torch.ones(2, 2), distance="cosine"),
+        "one row of outputs": lambda: relative_alignment(torch.ones(2, 2), torch.ones(3, 2)),
+    }
+    for expected, mistake in cases.items():
+        try:
+            mistake()
+        except ValueError as error:
+            said = str(error)
+        else:
+            said = "nothing"
+        assert expected in said, (expected, said)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for run in LAWS:
+        run()
+        print("holds", run.__name__, flush=True)
