@@ -267,6 +267,16 @@ def test_half_precision_is_loaded_under_both_names(loaded, family, clips):
     assert video.isfinite().all()
 
 
+def test_families_with_one_vae_and_text_encoder_share_a_latent_space(loaded):
+    def space(name):
+        return loaded(name)[0].latent_hash
+
+    sixteen = {space(n) for n in ("wan21_t2v", "wan21_i2v", "wan22_a14b", "wan22_i2v_a14b")}
+    assert len(sixteen) == 1
+    others = {space(n) for n in ("wan22_ti2v", "cogvideox_2b", "cogvideox_5b", "cogvideox_15")}
+    assert len(sixteen | others) == 5
+
+
 def test_a_family_that_is_none_is_named():
     with pytest.raises(ValueError, match="wan21_t2v, wan21_i2v"):
         tiny.family("wan23")

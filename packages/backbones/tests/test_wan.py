@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanImageToVideoPipeline, WanPipeline
 
 from backbones import Backbone, Text, WanBackbone, load, noise, paths, sample, tiny
 from backbones.loading import save
@@ -323,6 +323,17 @@ def test_an_image_model_with_tokens_counts_on_512_rows_of_text():
 def test_first_frames_of_another_size_are_refused(backbone):
     with pytest.raises(ValueError, match="expected first frames of 32 x 32"):
         sample(backbone, ["a ball"], seed=0, image=torch.zeros(1, 3, 16, 16))
+
+
+def test_a_ti2v_model_in_an_image_pipeline_keeps_first_frames_and_wants_them(backbone, video):
+    image = WanBackbone(WanImageToVideoPipeline(**backbone.pipe.components, expand_timesteps=True), id="image")
+    call = {"seed": 0, "steps": 1, "frames": 5}
+    with pytest.raises(ValueError, match="through WanPipeline"):
+        sample(image, ["a ball"], **call)
+    first = video[:1, :, 0]
+    assert torch.equal(
+        sample(image, ["a ball"], image=first, **call), sample(backbone, ["a ball"], image=first, **call)
+    )
 
 
 def test_one_dtype_is_wanted(backbone):

@@ -49,8 +49,11 @@ def sample(
     images by the batch.
     """
     prompts = list(prompts)
-    if backbone.conditioned and image is None:
-        raise ValueError(f"{backbone.id} is an image-to-video model: pass `image`, the first frame of each clip")
+    if image is None and (backbone.conditioned or isinstance(backbone.pipe, WanImageToVideoPipeline)):
+        raise ValueError(
+            f"{backbone.id} is an image-to-video pipeline: pass `image`, the first frame of each clip (a TI2V model"
+            " samples without one through WanPipeline)"
+        )
     if image is not None and tuple(image.shape[2:]) != (height, width):
         raise ValueError(f"expected first frames of {height} x {width}, got {tuple(image.shape[2:])}")
     latents = _latents(backbone, prompts, seed, noise, (frames, height, width))

@@ -3,7 +3,7 @@
 What tells the families apart is kept: latent channels and their real normalisation, strides, patches, condition
 channels, image encoder, one or two transformers, schedulers and their shifts, lengths of text. Widths and depths are
 not. `family(name).save_pretrained(folder)` writes what a hub repository holds, and `backbones.load(folder)` reads it.
-Legal sizes: 4n+1 frames (8n+1 for CogVideoX 1.5), height and width multiples of 16 (of 32 for Wan2.2 TI2V).
+Legal sizes: 4n+1 frames (8n+1 for CogVideoX), height and width multiples of 16 (of 32 for Wan2.2 TI2V).
 
 Random weights give random pictures; the VAEs are far from lossless.
 """
