@@ -71,9 +71,19 @@ def test_rows_with_coordinates_reach_the_order(m, order):
     [("zero", (-1, -2)), ("periodic", (-1, -2)), ("replicate", (0, -1)), ("reflect", (0, -1))],
 )
 @pytest.mark.parametrize("m", [1, 2])
-def test_other_boundaries_are_as_wrong_at_the_edge_as_documented(boundary, slopes, m):
-    coarse, fine = rows("x", m, 2, boundary, 256), rows("x", m, 2, boundary, 512)
-    assert math.log2(coarse[0] / fine[0]) == pytest.approx(slopes[m - 1], abs=0.15)
+@pytest.mark.parametrize("order", [2, 4, 6])
+def test_other_boundaries_are_as_wrong_at_the_edge_as_documented(boundary, slopes, m, order):
+    coarse, fine = rows("x", m, order, boundary, 256), rows("x", m, order, boundary, 512)
+    for edge in (0, -1):
+        assert math.log2(coarse[edge] / fine[edge]) == pytest.approx(slopes[m - 1], abs=0.15)
+
+
+@pytest.mark.parametrize(("order", "edge"), [(2, 1), (4, 2)])
+def test_sbp_rows_have_half_the_order_at_the_edge_and_all_of_it_inside(order, edge):
+    coarse, fine = rows("x", 1, order, "sbp", 64), rows("x", 1, order, "sbp", 128)
+    assert math.log2(coarse[0] / fine[0]) == pytest.approx(edge, abs=0.15)
+    assert math.log2(coarse[-1] / fine[-1]) == pytest.approx(edge, abs=0.15)
+    assert math.log2(coarse[32] / fine[64]) == pytest.approx(order, abs=0.15)
 
 
 @pytest.mark.parametrize("boundary", ["one_sided", "replicate", "reflect", "zero"])

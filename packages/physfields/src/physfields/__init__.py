@@ -5,7 +5,7 @@ from importlib.metadata import version
 from physfields import exact, residuals
 from physfields.balance import Constants, Scales
 from physfields.derivatives import Derivatives
-from physfields.grid import Grid
+from physfields.grid import Grid, latent_times
 from physfields.kinematics import box_residual, cumulative_integral, face_difference, face_mean, time_derivative
 from physfields.masks import erode_valid, face_mask, fill, masked_mean
 from physfields.operators import (
@@ -57,6 +57,7 @@ __all__ = [
     "hessian",
     "jacobian",
     "laplacian",
+    "latent_times",
     "masked_mean",
     "material_derivative",
     "partial",

@@ -282,6 +282,7 @@ def evaluate(
     kappa: str | float | int = "fit",
     relative: bool = False,
     reduction: Reduction = "mean_square",
+    stacked: bool | None = None,
 ) -> dict[str, Residual]:
     """The residuals of the chosen categories and families (PILA's eight and all four by default), by `category.name`.
 
@@ -289,7 +290,8 @@ def evaluate(
     or of sqrt(r^2 + 1e-6) summed over components; several places add. `relative` divides r by its scale first.
     `weights` multiply losses, by key, category or family (their product; 1 where nothing is said). `kappa` is the
     closures' slope: fitted per sample without gradient, or fixed. PILA's terms take their numbers from `scales`, the
-    general laws from `constants`, whose tensors carry gradients.
+    general laws from `constants`, whose tensors carry gradients. `stacked` differentiates all fields in one piece: fewer
+    launches, more arithmetic; by default on a GPU alone (`Derivatives`).
 
     >>> still = {"temperature": torch.zeros(1, 1, 4, 4, 4), "velocity": torch.zeros(1, 2, 4, 4, 4)}
     >>> evaluate(still, Grid(), ["thermal"])["thermal.heat_transport"].loss
@@ -301,7 +303,7 @@ def evaluate(
     used = _checked(fields, reads, grid, mask, kappa, reduction, weights)
     if not terms:
         return {}
-    bank = Derivatives(used if mask is None else _filled(used, mask), grid)
+    bank = Derivatives(used if mask is None else _filled(used, mask), grid, stacked=stacked)
     shared: dict[str, object] = {}
 
     @cache
