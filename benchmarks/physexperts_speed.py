@@ -6,7 +6,8 @@ Every row times all its candidates in turn, `--repeats` times over, so that what
 of them; x is the median of the ratios to the dense product of the same round, with the middle half of them in brackets.
 The dense product is one matrix product with as many rows as there are (token, expert) pairs: for linear experts (n k,
 dim) @ (dim, dim), for gated ones both products without the activation. Sorting, gathering and summing are in; the
-router is timed alone. One JSON line a row.
+router is timed alone. With one thread the clock is the process's own CPU time, so that other processes cost caches and
+not minutes. One JSON line a row.
 """
 
 import argparse
@@ -32,11 +33,17 @@ def interleaved(candidates: dict[str, Callable[[], object]], repeats: int) -> di
     for _ in range(repeats):
         for name, run in candidates.items():
             synchronize()
-            started = time.perf_counter()
+            started = clock()
             run()
             synchronize()
-            times[name].append(time.perf_counter() - started)
+            times[name].append(clock() - started)
     return times
+
+
+def clock() -> float:
+    """Seconds of work on one CPU thread (waiting for a core is not work), else of the wall."""
+    one = torch.get_num_threads() == 1 and not torch.cuda.is_available()
+    return time.process_time() if one else time.perf_counter()
 
 
 def synchronize() -> None:
