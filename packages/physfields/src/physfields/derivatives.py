@@ -4,16 +4,15 @@
 >>> bank.T.x.unique()
 tensor([1.])
 
-`bank.T` is a `FieldDerivatives` with `value`, `t`, `tt`, one and two letters for each spatial axis (`y`, `yy`, ...), any
-`d(axis, m)`, `lap`, `grad` (of a scalar) and, for vectors, `div`, `curl`, `strain` and `jacobian`. The names of the fields
-are the keys of the mapping that the bank was built from.
+`bank.T` is a `FieldDerivatives` with `value`, `t`, `tt`, one and two letters for each spatial axis (`y`, `yy`, ...),
+any `d(axis, m)`, `lap`, `grad` (of a scalar) and, for vectors, `div`, `curl`, `strain` and `jacobian`. The names of the
+fields are the keys of the mapping that the bank was built from.
 
 A stacked bank computes a derivative for all its fields at the first asking, as one field of many components: far fewer
 kernels, some of them for nothing. That is the default on a GPU, where a kernel's start costs more than its work.
 """
 
-from collections.abc import Collection, Iterator, Mapping
-from functools import cached_property
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -24,6 +23,18 @@ from physfields.kinematics import face_difference, face_mean
 from physfields.stencil import combine, derivative
 
 
+def _kept(make: Callable[["FieldDerivatives"], Tensor]) -> property:
+    """A property computed once. functools.cached_property takes a lock on Python 3.11, which compilers cannot trace."""
+
+    def get(self: "FieldDerivatives") -> Tensor:
+        name = make.__name__
+        if name not in self._made:
+            self._made[name] = make(self)
+        return self._made[name]
+
+    return property(get, doc=make.__doc__)
+
+
 class FieldDerivatives:
     """One field (b, c, t, *space) and its derivatives on a grid; layouts as in `physfields.operators`."""
 
@@ -31,6 +42,7 @@ class FieldDerivatives:
         self.value, self.grid = value, grid
         self._stack, self._name = stack, name
         self._kept: dict[tuple[str, int], Tensor] = {}
+        self._made: dict[str, Tensor] = {}
         self._faces: dict[tuple[str, str], Tensor] = {}
 
     def d(self, axis: str, m: int) -> Tensor:
@@ -75,7 +87,7 @@ class FieldDerivatives:
     def xx(self) -> Tensor:
         return self.d("x", 2)
 
-    @cached_property
+    @_kept
     def lap(self) -> Tensor:
         space = self.grid.space
         if self._stack is not None or any((axis, 2) in self._kept for axis in space):
@@ -83,32 +95,30 @@ class FieldDerivatives:
         components = range(self.value.shape[1])
         return self._combined([(components, components, axis, 2, 1.0) for axis in space])
 
-    @cached_property
+    @_kept
     def grad(self) -> Tensor:
         """(b, 2, t, y, x) of a scalar: (D_y f, D_x f), or (D_z f, D_y f, D_x f) in space."""
         self._expect(1)
         return torch.cat([self.d(axis, 1) for axis in self.grid.space], dim=1)
 
-    @cached_property
+    @_kept
     def div(self) -> Tensor:
         self._expect(len(self.grid.space))
         if self._shared:
             return _total(self.d(axis, 1)[:, i : i + 1] for i, axis in enumerate(self.grid.space))
         return self._combined([(0, i, axis, 1, 1.0) for i, axis in enumerate(self.grid.space)])
 
-    @cached_property
+    @_kept
     def curl(self) -> Tensor:
         """D_x u_y - D_y u_x in the plane; the vector (z, y, x) in space."""
         axes = self.grid.space
         self._expect(len(axes))
-        if len(axes) == 2:
-            rows = [((1, 0), (0, 1))]
-        else:
-            rows = [((1, 2), (2, 1)), ((2, 0), (0, 2)), ((0, 1), (1, 0))]
+        in_space = [((1, 2), (2, 1)), ((2, 0), (0, 2)), ((0, 1), (1, 0))]
+        rows = [((1, 0), (0, 1))] if len(axes) == 2 else in_space
         parts = [self.d(axes[a], 1)[:, i : i + 1] - self.d(axes[b], 1)[:, j : j + 1] for (a, i), (b, j) in rows]
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
-    @cached_property
+    @_kept
     def strain(self) -> Tensor:
         """(grad u + grad u^T) / 2: the diagonal first, (yy, xx, yx)."""
         axes = self.grid.space
@@ -120,7 +130,7 @@ class FieldDerivatives:
 
         return torch.cat([entry(i, j) for i, j in symmetric_pairs(len(axes))], dim=1)
 
-    @cached_property
+    @_kept
     def jacobian(self) -> Tensor:
         """(b, 4, t, y, x): D_y u_y, D_y u_x, D_x u_y, D_x u_x, packed as components; nine in space."""
         self._expect(len(self.grid.space))
@@ -205,11 +215,8 @@ class _Stack:
 
     def __init__(self, fields: Mapping[str, Tensor], grid: Grid):
         self.fields, self.grid = fields, grid
+        self.value = torch.cat(list(fields.values()), dim=1)
         self._kept: dict[tuple[str, int], dict[str, Tensor]] = {}
-
-    @cached_property
-    def value(self) -> Tensor:
-        return torch.cat(list(self.fields.values()), dim=1)
 
     def d(self, axis: str, m: int) -> dict[str, Tensor]:
         if (axis, m) not in self._kept:

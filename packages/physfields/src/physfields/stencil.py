@@ -3,7 +3,7 @@
 `combine` takes a field and a table of terms (out component, in component, axis, m, factor) and returns the field of the
 sums: a divergence is two terms, a strain rate four. `derivative` is the operator of one term. The backward of an
 operator is its transposed matrix, applied by the same code, so that double backward, forward mode and vmap are the
-operator itself, and no graph of slices is kept. Nothing is accumulated in an undefined order: gradients repeat bit for bit.
+operator itself, and no graph of slices is kept. No sum has an undefined order: gradients repeat bit for bit.
 
 Three ways to apply a matrix; `Grid.path` chooses, "auto" by itself:
     rows     slices written in place, edge rows one by one: the fastest where calls are cheap (a CPU)
@@ -75,7 +75,7 @@ class Operator:
         return tuple(parts), tuple(c for c in range(self.outputs) if c not in written)
 
     def __call__(self, f: Tensor) -> Tensor:
-        if type(f) is not Tensor and type(f) is not torch.nn.Parameter:  # a subclass: a compiler's, a user's
+        if not _is_plain(f):
             return apply_by_cat(f, self.parts, self.unwritten, self.outputs, self.component)
         path = self.path if self.path != "auto" else "rows" if f.device.type == "cpu" else "blocks"
         if path == "cat":
@@ -139,6 +139,20 @@ class Operator:
         return self.columns[key]
 
 
+def _is_plain(f: Tensor) -> bool:
+    """Whether f can be written in place: no subclass (a compiler's, a user's) and no batched wrapper without storage.
+
+    Batched tangents and cotangents come past the vmap rule: `torch.autograd.grad(is_grads_batched=True)`, forward mode.
+    """
+    if type(f) is not Tensor and type(f) is not torch.nn.Parameter:
+        return False
+    try:
+        f.untyped_storage()
+    except (NotImplementedError, RuntimeError):
+        return False
+    return True
+
+
 def _fill_rows(target: Tensor, f: Tensor, part: Part, rows: Sequence | None = None) -> None:
     for i, terms in part.matrix.edges if rows is None else rows:
         out = target.narrow(part.dim, i, 1)
@@ -168,7 +182,7 @@ def _sum_into(out: Tensor, slices: list[Tensor], weights: list) -> None:
 def apply_by_cat(f: Tensor, parts: Sequence, unwritten: Sequence[int], outputs: int, component: int) -> Tensor:
     """The same sums without writing in place; plain code on plain tuples, which compilers trace."""
     if not parts and not unwritten:
-        return f * 0.0
+        return torch.zeros_like(f)
     whole, totals = None, {}
     for into, of, add, dim, scale, matrix in parts:
         value = _apply_one(_components(f, of, component), dim, scale, matrix)
@@ -181,7 +195,7 @@ def apply_by_cat(f: Tensor, parts: Sequence, unwritten: Sequence[int], outputs: 
     if whole is not None:
         return whole
     for c in unwritten:
-        totals[c] = f.narrow(component, 0, 1) * 0.0
+        totals[c] = torch.zeros_like(f.narrow(component, 0, 1))
     return torch.cat([totals[c] for c in range(outputs)], dim=component)
 
 
@@ -189,21 +203,23 @@ def _apply_one(f: Tensor, dim: int, scale: float, matrix: Sequence) -> Tensor:
     n, _, first, count, inner, edges, _ = matrix
     rows = {}
     if count:
-        total = None
-        for o, w in inner:
-            weight = w
-            if isinstance(w, tuple):
-                weight = torch.tensor(w, dtype=f.dtype, device=f.device).reshape([count] + [1] * (-1 - dim))
-            term = f.narrow(dim, first + o, count) * weight
-            total = term if total is None else total + term
-        rows[first] = f.narrow(dim, first, count) * 0.0 if total is None else total
+        shifted = [(f.narrow(dim, first + o, count), w) for o, w in inner]
+        rows[first] = _weighted(shifted, scale, dim) if inner else torch.zeros_like(f.narrow(dim, first, count))
     for i, terms in edges:
-        total = None
-        for j, w in terms:
-            term = f.narrow(dim, j, 1) * w
-            total = term if total is None else total + term
-        rows[i] = f.narrow(dim, i, 1) * 0.0 if total is None else total
-    return torch.cat([rows[i] for i in range(n) if i in rows], dim=dim) * scale
+        columns = [(f.narrow(dim, j, 1), w) for j, w in terms]
+        rows[i] = _weighted(columns, scale, dim) if terms else torch.zeros_like(f.narrow(dim, i, 1))
+    return torch.cat([rows[i] for i in range(n) if i in rows], dim=dim)
+
+
+def _weighted(terms: list, scale: float, dim: int) -> Tensor:
+    total = None
+    for f, w in terms:
+        weight = w
+        if isinstance(w, tuple):
+            weight = torch.tensor(w, dtype=f.dtype, device=f.device).reshape([len(w)] + [1] * (-1 - dim))
+        total = f * weight if total is None else total + f * weight
+    assert total is not None
+    return total * scale  # before the join: behind it, it would be another pass over memory
 
 
 class _Linear(torch.autograd.Function):
@@ -367,7 +383,7 @@ def _in_blocks(matrix: Matrix) -> frozenset[int]:
 
 
 def halo(f: Shaped[Tensor, "..."], dim: int, before: int, after: int, boundary: str) -> Shaped[Tensor, "..."]:
-    """f with `before` and `after` ghost cells along dim, filled by the boundary rule (not `one_sided`, `sbp`: no ghosts)."""
+    """f with `before` and `after` ghost cells along dim, filled by the rule; `one_sided` and `sbp` have none."""
     n = f.shape[dim]
     first, last = f.narrow(dim, 0, 1), f.narrow(dim, n - 1, 1)
     if boundary == "periodic":

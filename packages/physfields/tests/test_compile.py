@@ -1,0 +1,108 @@
+"""torch.compile: one graph, equal values and gradients, no warnings. In fresh processes: type checks do not compile."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+PRELUDE = """
+import warnings
+warnings.simplefilter("error")
+import logging
+import torch
+import physfields as pf
+from physfields.stencil import combine, derivative
+torch.set_num_threads(1)
+TIMES = (0.0, 0.625, 1.625, 2.625, 3.625, 4.5, 6.0, 6.25)
+
+def compare(function, *inputs, backend="aot_eager", **options):
+    torch._dynamo.reset()  # each function is a new one
+    compiled = torch.compile(function, fullgraph=True, backend=backend, **options)
+    leaves = [[f.clone().requires_grad_() for f in inputs] for _ in range(2)]
+    found = [run(*each) for run, each in zip((function, compiled), leaves)]
+    found = [out if isinstance(out, tuple) else (out,) for out in found]
+    cotangents = [torch.randn_like(out) for out in found[0]]
+    gradients = [torch.autograd.grad(out, each, cotangents) for out, each in zip(found, leaves)]
+    for plain, traced in (found, gradients):
+        for a, b in zip(plain, traced):
+            torch.testing.assert_close(a, b)
+    return compiled
+"""
+
+
+def run(code):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", PRELUDE + textwrap.dedent(code)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "lru_cache" not in done.stderr
+    return done
+
+
+def test_every_boundary_and_order_compiles_to_one_graph_with_equal_gradients():
+    run("""
+    f = torch.randn(2, 2, 8, 6, 7)
+    mixed = ((range(0, 4, 2), range(2), "y", 1, 1.0), (range(2), range(2), "x", 2, -0.5), (0, 1, "t", 1, 2.0))
+    for boundary in ("one_sided", "periodic", "replicate", "reflect", "zero", "sbp"):
+        grid = pf.Grid((0.5, 1.0, 2.0), boundary=boundary)
+        compare(lambda a: combine(a, mixed, grid, 4), f)
+    compare(lambda a: derivative(a, "t", 2, pf.Grid((TIMES, 1.0, 1.0), order=4)), f)
+    """)
+
+
+def test_the_operators_and_a_bank_compile_to_one_graph_with_equal_gradients():
+    run("""
+    grid = pf.Grid((TIMES[:4], 1.0, 0.5), boundary=("one_sided", "periodic", "one_sided"))
+    u, T = torch.randn(2, 2, 4, 5, 6), torch.randn(2, 1, 4, 5, 6)
+    for operator in (pf.gradient, pf.divergence, pf.curl, pf.laplacian, pf.strain_rate, pf.hessian):
+        compare(lambda a: operator(a, grid), u)
+    compare(lambda a, b: pf.material_derivative(a, b, grid), T, u)
+
+    def bundle(a, b, stacked):
+        bank = pf.Derivatives({"T": a, "u": b}, grid, stacked=stacked)
+        return bank.T.t + bank.T.advected_by(b), bank.u.div, bank.u.strain, bank.T.lap, bank.u.tt
+
+    for stacked in (False, True):
+        compare(lambda a, b: bundle(a, b, stacked), T, u)
+    """)
+
+
+def test_other_lengths_recompile_to_right_results_even_when_sizes_are_dynamic():
+    run("""
+    grid = pf.Grid((0.5, 1.0, 2.0), order=4)
+    for dynamic in (None, True):
+        torch._dynamo.reset()
+        compiled = torch.compile(lambda a: pf.laplacian(a, grid), fullgraph=True, backend="aot_eager", dynamic=dynamic)
+        for n in (7, 8, 9, 8):
+            f = torch.randn(n, 1, 4, n, n + 1)
+            torch.testing.assert_close(compiled(f), pf.laplacian(f, grid))
+    """)
+
+
+def test_a_path_that_writes_in_place_falls_back_with_one_line():
+    done = run("""
+    logging.basicConfig()
+    grid, f = pf.Grid(path="blocks"), torch.randn(1, 1, 4, 5, 6)
+    compare(lambda a: derivative(a, "x", 1, grid), f)
+    """)
+    assert done.stderr.count("this graph takes 'cat'") >= 1
+
+
+def test_half_precision_and_autocast_compile_to_fp32():
+    run("""
+    f = torch.randn(1, 2, 4, 5, 6).bfloat16()
+    compiled = torch.compile(lambda a: pf.strain_rate(a, pf.Grid()), fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = compiled(f)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, pf.strain_rate(f.float(), pf.Grid()))
+    """)
+
+
+def test_inductor_gives_the_eager_values_and_gradients():
+    run("""
+    terms = ((0, 0, "y", 1, 1.0), (0, 1, "x", 1, 1.0), (1, 0, "y", 2, 0.5), (1, 0, "t", 1, 1.0))
+    grid, f = pf.Grid((TIMES[:4], 1.0, 2.0)), torch.randn(2, 2, 4, 6, 9)
+    compare(lambda a: combine(a, terms, grid, 2), f, backend="inductor")
+    """)
