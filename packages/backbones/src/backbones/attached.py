@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from backbones import bundle as bundles
 from backbones.block_adapter import SEAMS, BlockAdapter, through_blocks, unanswered
 from backbones.contract import Adapter, Asked, Backbone, Text
-from backbones.host import host_class, refuse_saving, scheduler_class, whole_timestep
+from backbones.host import eagerly, host_class, refuse_saving, scheduler_class, whole_timestep
 from backbones.loading import wrap
 
 __all__ = ["Attached", "attach"]
@@ -92,7 +92,6 @@ class Attached:
             raise RuntimeError("an adapter is attached to this scheduler through another pipeline: detach it first")
         self.backbone, self.mode = backbone, mode
         self.adapter: Any = adapter
-        self.sigma_range = sigma_range(adapter)
         # Kept, as the pipeline's may be replaced before `detach`.
         self._models, self._scheduler = models, backbone.pipe.scheduler
         self.active = True
@@ -194,10 +193,9 @@ class Attached:
         """Answer a forward call of a hosted model in place of its stock class."""
         if not self._deep:
             out = stock.forward(model, **arguments)
-            v = self.correct(model, arguments, out[0], physics)  # pyright: ignore[reportAttributeAccessIssue]
+            v = self.correct(model, arguments, out[0], physics)
             return (v, *out[1:]) if isinstance(out, tuple) else type(out)(sample=v)
-        with torch.no_grad():
-            asked = self._read(model, arguments, unanswered(model, arguments))
+        asked = self._read(model, arguments, unanswered(model, arguments))
         inside = self._inside(asked)
         if not bool(inside.all()):
             if bool(inside.any()):
@@ -214,7 +212,7 @@ class Attached:
 
         return Transformer2DModelOutput(sample=out)  # pyright: ignore[reportArgumentType]
 
-    @torch.compiler.disable
+    @eagerly
     def correct(
         self, model: nn.Module, arguments: dict[str, Any], output: Tensor, physics: dict[str, Any] | None = None
     ) -> Tensor:
@@ -236,7 +234,7 @@ class Attached:
             delta = self._remembered(asked) if once else None
         return output if delta is None else output + self.backbone.answer(asked, torch.cat([delta] * len(sides)))
 
-    @torch.compiler.disable
+    @eagerly
     def before_step(self, guided: Tensor) -> Tensor:
         """Correct the guided output on its way into the scheduler; once a step."""
         pending, self._pending = self._pending, None
@@ -249,6 +247,7 @@ class Attached:
         """Note the branch and the exact noise level that the pipeline announces."""
         self._branch, self._sigma = name, sigma
 
+    @eagerly
     def _read(self, model: nn.Module, arguments: dict[str, Any], output: Tensor) -> Asked:
         whole = arguments | {"timestep": whole_timestep(model, arguments["timestep"])}
         return self.backbone.asked(model, whole, output, sigma=self._sigma, branch=self._branch)
@@ -260,6 +259,11 @@ class Attached:
         if not (torch.equal(first.timestep, asked.timestep) and torch.equal(first.x_s, asked.x_s)):
             raise RuntimeError("the two guidance branches were asked at different points: use mode 'per_branch'")
         return self._pending.delta
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:
+        """The noise levels that are corrected, as the adapter says them."""
+        return sigma_range(self.adapter)
 
     def _inside(self, asked: Asked) -> Tensor:
         low, high = self.sigma_range
@@ -298,6 +302,7 @@ class Attached:
         if own.device != device:
             self.adapter.to(device)
 
+    @eagerly
     def _check_prepared(self, asked: Asked, arguments: dict[str, Any]) -> None:
         """Refuse a pipeline whose prompts the adapter was not told: its own would be those of another call."""
         features = arguments["encoder_hidden_states"]

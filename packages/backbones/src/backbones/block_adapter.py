@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from backbones.blocks import BlockStack, Tokens, blocks_of
 from backbones.contract import Asked, Text
-from backbones.host import hooks_of
+from backbones.host import eagerly, hooks_of
 
 __all__ = ["BlockAdapter", "Call", "through_blocks"]
 
@@ -67,6 +67,7 @@ class BlockAdapter(Protocol):
     def groups(self) -> dict[str, nn.Module]: ...
 
 
+@eagerly
 def unanswered(model: nn.Module, arguments: dict[str, Any]) -> Tensor:
     """Give zeros of the shape that the model will answer with, for reading a call before its answer."""
     spec, x = blocks_of(model).spec, arguments["hidden_states"]
@@ -74,6 +75,7 @@ def unanswered(model: nn.Module, arguments: dict[str, Any]) -> Tensor:
 
 
 @apply_lora_scale("attention_kwargs")
+@torch.compiler.disable(recursive=False)  # compile what it calls
 def through_blocks(model: nn.Module, adapter: Any, asked: Asked, physics: dict[str, Any], **arguments: Any) -> Tensor:
     """Run a call through the model's blocks with the adapter between them; give the model's output in its own layout.
 

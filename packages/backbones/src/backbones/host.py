@@ -10,10 +10,10 @@ parallel hands this forward one shard of the per-token timesteps.
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,14 @@ CACHES = {
     "PyramidAttentionBroadcastConfig",
     "TaylorSeerCacheConfig",
 }  # a cached step still ends in the model's output, which is what an adapter of the velocity corrects
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def eagerly(function: F) -> F:
+    """Keep a function, and all that it calls, out of what `torch.compile` compiles: it looks at values."""
+    return torch.compiler.disable(function)  # pyright: ignore[reportReturnType]
 
 
 class PhysicsHost:
