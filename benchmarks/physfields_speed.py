@@ -9,13 +9,14 @@ With the peers, which are no dependencies (each is left out with one line where 
     uv run --no-project --with ./packages/physfields --with neuraloperator --with kornia \\
         --with phiflow --with jax --with jax-cfd python benchmarks/physfields_speed.py --compile
 
-Fields: velocity (2, 2, 21, 60, 104), scalars (2, 1, 21, 60, 104), fp32: latents of Wan at 480 x 832, two clips. The bound
-of a call is the bytes that it must read and write once, over the copy bandwidth of a 20 MB buffer, which is measured again
+Fields: velocity (2, 2, 21, 60, 104), scalars (2, 1, 21, 60, 104), fp32: latents of Wan at 480 x 832, two clips. The
+bound of a call is the bytes that it must read and write once, over the copy bandwidth of a 20 MB buffer, measured again
 in every round: a figure is time / bound, its median over the rounds and its range. Everything is run in every round, so
 that all share the machine's good and bad moments; the clock is the CPU time of the process, on one thread, which other
-programs on the machine can lengthen only through the caches. The two MALLOC settings keep freed memory in the process, as
-training does after its first steps; without them every temporary of 1 MB is handed back and mapped anew. Peers differentiate on spatial axes with the edges they have: torch and
-neuraloperator one-sided, kornia and PhiFlow replicated, jax-cfd (jit, vmap over frames) periodic.
+programs on the machine can lengthen only through the caches. The two MALLOC settings keep freed memory in the process,
+as training does after its first steps; without them every temporary of 1 MB is handed back and mapped anew. Peers
+differentiate on spatial axes with the edges they have: torch and neuraloperator one-sided, kornia and PhiFlow
+replicated, jax-cfd (jit, vmap over frames) periodic.
 
 The bundle is fourteen components of ten operators on u, p, rho, T: gradient, divergence, curl, Laplacian, strain rate,
 material derivative, momentum, continuity, heat and wave. A launch is a dispatched operator that is no view.

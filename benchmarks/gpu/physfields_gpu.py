@@ -3,8 +3,8 @@
     uv run python benchmarks/gpu/physfields_gpu.py [--device cuda] [--compile] [--out FILE.json]
     uv run python benchmarks/gpu/physfields_gpu.py --device cpu --toy        # tries the script
 
-The bundle of `benchmarks/physfields_speed.py` in both forms, and compiled. Goals: >= 70 % of the copy bandwidth forward and
->= 50 % with backward at (8, ., 21, 60, 104) and at 720p latents (2, ., 21, 90, 160); the 29 residuals with their
+The bundle of `benchmarks/physfields_speed.py` in both forms, and compiled. Goals: >= 70 % of the copy bandwidth forward
+and >= 50 % with backward at (8, ., 21, 60, 104) and at 720p latents (2, ., 21, 90, 160); the 29 residuals with their
 backward under 1 ms a sample. A figure is the median of the repeats with its range, timed by events on the device.
 """
 

@@ -1,4 +1,4 @@
-"""The explicit adjoints: transposed to rounding, differentiable to any order, batched, repeatable; and the three paths agree."""
+"""The explicit adjoints: transposed to rounding, differentiable to any order, batched, repeatable, on every path."""
 
 import math
 

@@ -22,14 +22,14 @@ LARGEST_DENOMINATOR = 2**20  # beyond it, whole-number weights would not fit fp3
 class Matrix(NamedTuple):
     """scale * (row i: the sum of weight * f[column]).
 
-    Rows first .. first + count - 1 share their offsets: (offset, weight), or (offset, weights of each row) on an uneven
-    axis. The others are listed in `edges`: (row, ((column, weight), ...)). A weight 1 comes first where there is one.
+    Rows first .. first + length - 1 share their offsets: (offset, weight), or (offset, weights of each row) on an
+    uneven axis. The others are listed in `edges`: (row, ((column, weight), ...)). A weight 1 comes first where there is one.
     """
 
     n: int
     scale: float
     first: int
-    count: int
+    length: int
     inner: tuple[tuple[int, float | tuple[float, ...]], ...]
     edges: tuple[tuple[int, tuple[tuple[int, float], ...]], ...]
     transposed: bool

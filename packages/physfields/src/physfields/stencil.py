@@ -108,14 +108,14 @@ class Operator:
     def _interior(self, target: Tensor, f: Tensor, part: Part) -> None:
         dim, matrix = part.dim, part.matrix
         if not matrix.inner:
-            target.narrow(dim, matrix.first, matrix.count).zero_()
+            target.narrow(dim, matrix.first, matrix.length).zero_()
             return
-        out = target.narrow(dim, matrix.first, matrix.count)
+        out = target.narrow(dim, matrix.first, matrix.length)
         weights = [
-            w if isinstance(w, float) else self._column(f, dim, (w,), (matrix, o)).squeeze(dim - 1)
+            self._column(f, dim, (w,), (matrix, o)).squeeze(dim - 1) if isinstance(w, tuple) else w
             for o, w in matrix.inner
         ]
-        slices = [f.narrow(dim, matrix.first + o, matrix.count) for o, _ in matrix.inner]
+        slices = [f.narrow(dim, matrix.first + o, matrix.length) for o, _ in matrix.inner]
         _sum_into(out, slices, weights)
 
     def _block(self, target: Tensor, f: Tensor, part: Part) -> None:
@@ -183,20 +183,25 @@ def apply_by_cat(f: Tensor, parts: Sequence, unwritten: Sequence[int], outputs: 
     """The same sums without writing in place; plain code on plain tuples, which compilers trace."""
     if not parts and not unwritten:
         return torch.zeros_like(f)
-    whole, totals = None, {}
+    spans = {part[0] for part in parts}
+    covered = [c for into in spans if into is not None for c in range(*into)]
+    # Whole spans where they do not overlap: each component cut out and joined again would be a copy.
+    one_by_one = len(covered) != len(set(covered)) or any(into is not None and into[2] != 1 for into in spans)
+    totals = {}
     for into, of, add, dim, scale, matrix in parts:
         value = _apply_one(_components(f, of, component), dim, scale, matrix)
         if into is None:
-            whole = value
-            continue
-        for k, c in enumerate(range(*into)):
-            piece = value.narrow(component, k, 1)
+            return value
+        if one_by_one:
+            pieces = [(c, value.narrow(component, k, 1)) for k, c in enumerate(range(*into))]
+        else:
+            pieces = [(into[0], value)]
+        for c, piece in pieces:
             totals[c] = totals[c] + piece if add else piece
-    if whole is not None:
-        return whole
     for c in unwritten:
         totals[c] = torch.zeros_like(f.narrow(component, 0, 1))
-    return torch.cat([totals[c] for c in range(outputs)], dim=component)
+    joined = [totals[c] for c in range(outputs) if c in totals]
+    return joined[0] if len(joined) == 1 else torch.cat(joined, dim=component)
 
 
 def _apply_one(f: Tensor, dim: int, scale: float, matrix: Sequence) -> Tensor:
@@ -232,15 +237,15 @@ class _Linear(torch.autograd.Function):
         ctx.operator = inputs[1]
 
     @staticmethod
-    def backward(ctx, g: Tensor):
+    def backward(ctx, g: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         return _Linear.apply(g, ctx.operator.adjoint), None
 
     @staticmethod
-    def jvp(ctx, tangent: Tensor, _):
+    def jvp(ctx, tangent: Tensor, _):  # pyright: ignore[reportIncompatibleMethodOverride]
         return _Linear.apply(tangent, ctx.operator)
 
     @staticmethod
-    def vmap(info, in_dims, f: Tensor, operator: Operator):
+    def vmap(info, in_dims, f: Tensor, operator: Operator):  # pyright: ignore[reportIncompatibleMethodOverride]
         return _Linear.apply(f.movedim(in_dims[0], 0), operator), 0
 
 
@@ -256,7 +261,7 @@ class _TracedLinear(torch.autograd.Function):
         ctx.made = inputs[1:]
 
     @staticmethod
-    def backward(ctx, g: Tensor):
+    def backward(ctx, g: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         key, sizes, terms, shape, back = ctx.made
         return _TracedLinear.apply(g, key, sizes, terms, shape, not back), None, None, None, None, None
 
@@ -343,10 +348,10 @@ def _pieces(into: Components, of: Components, written: set[int]) -> list[tuple[t
 
 
 def _span(components: tuple[int, ...]) -> tuple[int, int, int] | None:
-    if components == (-1,):
+    first, *rest = components
+    if first == -1:
         return None
-    step = components[1] - components[0] if len(components) > 1 else 1
-    return components[0], components[-1] + 1, step
+    return (first, rest[-1] + 1, rest[0] - first) if rest else (first, first + 1, 1)
 
 
 @lru_cache(maxsize=1024)
