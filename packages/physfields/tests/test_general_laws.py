@@ -23,7 +23,7 @@ HOLDS = {
         (exact.lamb_oseen, {"density": 2.0, "viscosity": 0.3}, C(viscosity=0.3, density=2.0)),
         (exact.taylor_green, {}, C(viscosity=0.1)),
     ],
-    "navier_stokes.vorticity_transport": [(exact.lamb_oseen, {}, C(viscosity=0.1))],
+    "navier_stokes.vorticity_transport": [(exact.lamb_oseen, {"age": 8.0}, C(viscosity=0.1))],
     "compressible_navier_stokes.mass_conservation": [(exact.homologous_expansion, {}, C())],
     "compressible_navier_stokes.compressible_momentum": [
         (exact.isentropic_vortex, {}, C(viscosity=0.0)),
@@ -41,8 +41,8 @@ HOLDS = {
     "shallow_water.shallow_mass": [(exact.shallow_vortex, {}, C())],
     "shallow_water.shallow_momentum": [(exact.shallow_vortex, {"gravity": 2.0}, C(gravity=2.0))],
     "burgers.burgers_momentum": [(exact.burgers_wave, {}, C(viscosity=0.2))],
-    "heat.conduction": [(exact.heat_kernel, {}, C(diffusivity=0.2))],
-    "advection_diffusion.advection_diffusion": [(exact.heat_kernel, {}, C(diffusivity=0.2))],
+    "heat.conduction": [(exact.heat_kernel, {"age": 3.0}, C(diffusivity=0.2))],
+    "advection_diffusion.advection_diffusion": [(exact.heat_kernel, {"age": 3.0}, C(diffusivity=0.2))],
     "cahn_hilliard.separation": [(exact.separated_phases, {"interface": 2.0}, C(interface=2.0, mobility=0.7))],
     "stefan.stefan_conduction": [(exact.stefan, {}, C(diffusivity=0.5))],
     "stefan.stefan_front": [(exact.stefan, {"latent_heat": 2.0}, C(diffusivity=0.5, latent_heat=2.0))],
@@ -107,12 +107,12 @@ def test_a_law_vanishes_on_its_exact_solution_at_the_observed_order(key, solutio
     for order in (2, 4):
         if key.startswith("stefan"):
             continue  # below: the front crosses nodes, so that single rows say nothing
-        n = 16 if order == 2 else 14
+        n = 16
         coarse, fine = (largest(key, solution, parameters, constants, size, order) for size in (n, 2 * n))
         if fine < 1e-11:
             assert coarse < 1e-11  # exact for the stencils
             continue
-        assert fine < 0.08 * float(run(key, solution, parameters, constants, n, order).scale)
+        assert fine < 0.12 * float(run(key, solution, parameters, constants, n, order).scale)
         assert math.log2(coarse / fine) > order - 0.35
 
 
@@ -222,6 +222,59 @@ def test_constants_may_be_tensors_one_a_sample_and_carry_gradients():
     right = C(diffusivity=torch.tensor(alphas, dtype=D))
     best = evaluate({"temperature": T}, grid, ["heat"], constants=right)["heat.conduction"].loss
     assert (best < 1e-3 * loss.detach()).all()
+
+
+def test_bad_requests_say_what_was_expected():
+    T = {"temperature": torch.zeros(2, 1, 4, 4, 4)}
+    with pytest.raises(ValueError, match="one for each of 2 samples"):
+        evaluate(T, pf.Grid(), ["heat"], constants=C(diffusivity=torch.ones(3)))
+    with pytest.raises(ValueError, match=r"write \['heat'\]"):
+        evaluate(T, pf.Grid(), "heat")
+    with pytest.raises(ValueError, match="temperature: expected 1 components"):
+        evaluate({"temperature": torch.zeros(2, 2, 4, 4, 4)}, pf.Grid(), ["heat"])
+    with pytest.raises(ValueError, match="got none"):
+        pf.laplacian(T["temperature"], None)
+    with pytest.raises(ValueError, match="n = 1 or 2"):
+        pf.time_derivative(T["temperature"], pf.Grid(), n=3)
+    with pytest.raises(ValueError, match="equal"):
+        pf.advection(torch.zeros(2, 1, 4, 4, 4), torch.zeros(3, 2, 4, 4, 4), pf.Grid())
+    with pytest.raises(ValueError, match="one shape"):
+        pf.box_residual(torch.zeros(1, 2, 4, 4, 4), torch.zeros(1, 1, 4, 4, 4), pf.Grid())
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_batch_equals_its_loop_however_the_derivatives_are_computed(stacked, masked):
+    grid, g = pf.Grid((0.2, 0.3, 0.3)), torch.Generator().manual_seed(4)
+    slots = {slot for term in GENERAL for slot in term.reads}
+    bank = {s: torch.rand(3, components(KINDS[s], grid) or 1, 7, 8, 9, dtype=D, generator=g) + 0.5 for s in slots}
+    mask = (torch.rand(3, 1, 7, 8, 9, generator=g) > 0.05).to(D) if masked else None
+    categories = {term.category for term in GENERAL}
+    together = evaluate(bank, grid, categories, mask=mask, stacked=stacked)
+    assert list(together) == KEYS
+    for i in range(3):
+        one = {s: f[i : i + 1] for s, f in bank.items()}
+        alone = evaluate(one, grid, categories, mask=mask[i : i + 1] if masked else None)
+        for key in KEYS:
+            torch.testing.assert_close(together[key].loss[i], alone[key].loss[0], rtol=1e-9, atol=1e-12)
+
+
+def test_a_general_law_under_a_mask_of_nan_is_finite_both_ways():
+    grid, g = pf.Grid((0.2, 0.3, 0.3)), torch.Generator().manual_seed(5)
+    slots = {slot for term in GENERAL for slot in term.reads}
+    mask = torch.ones(1, 1, 9, 9, 9)
+    mask[..., 7:] = 0
+    bank = {
+        s: torch.where(
+            mask > 0, torch.rand(1, components(KINDS[s], grid) or 1, 9, 9, 9, dtype=D, generator=g), torch.nan
+        )
+        for s in slots
+    }
+    leaves = {s: f.requires_grad_() for s, f in bank.items()}
+    out = evaluate(leaves, grid, {term.category for term in GENERAL}, mask=mask)
+    total = torch.stack([r.loss.sum() for r in out.values()]).sum()
+    assert total.isfinite()
+    assert all(d.isfinite().all() for d in torch.autograd.grad(total, list(leaves.values())))
 
 
 def test_weights_multiply_losses_by_key_category_and_family():

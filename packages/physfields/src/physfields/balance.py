@@ -105,6 +105,12 @@ class State:
         value = getattr(self.constants, name)
         if not isinstance(value, Tensor):
             return value
+        batch = {len(f.value) for f in self.bank.values()}
+        if value.numel() != 1 and {value.numel()} != batch:
+            raise ValueError(
+                f"Constants: expected {name} of one number, or of one for each of {max(batch)} samples, "
+                f"got shape {tuple(value.shape)}."
+            )
         return value.reshape([-1] + [1] * (1 + len(self.bank.grid.axes)))
 
     def derived(self, name: str, make: Callable[[], Field]) -> FieldDerivatives:

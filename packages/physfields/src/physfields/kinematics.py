@@ -22,7 +22,7 @@ Place = Literal["node", "half", "half_step"]
 
 @in_full_precision("any")
 def time_derivative(
-    f: Float[Tensor, "b c t *space"], /, grid: Grid, *, n: Literal[1, 2] = 1, at: Place = "node"
+    f: Float[Tensor, "b c t *space"], /, grid: Grid, *, n: int = 1, at: Place = "node"
 ) -> Float[Tensor, "b c s *space"]:
     """D_t f or D_tt f at the nodes, or (f[i+1] - f[i]) / (t[i+1] - t[i]) at the half steps (one time fewer, n = 1).
 
@@ -33,6 +33,8 @@ def time_derivative(
     >>> time_derivative(t**2, grid, at="half").flatten()
     tensor([0.6250, 2.2500, 4.2500])
     """
+    if n not in (1, 2):
+        raise ValueError(f"time_derivative: expected n = 1 or 2, got {n!r}; use partial(f, {{'t': n}}, grid).")
     if at == "node":
         return derivative(f, "t", n, grid)
     if at not in ("half", "half_step") or n != 1:
@@ -69,8 +71,8 @@ def face_mean(f: Float[Tensor, "b c *nodes"], /, axis: str, grid: Grid) -> Float
 
 @in_full_precision("any", "any")
 def box_residual(
-    d: Float[Tensor, "b c t *space"], v: Float[Tensor, "b c t *space"], /, grid: Grid
-) -> Float[Tensor, "b c s *space"]:
+    d: Float[Tensor, "b c *grid"], v: Float[Tensor, "b k *other"], /, grid: Grid
+) -> Float[Tensor, "b c *half"]:
     """D_t d - v on half steps: zero to rounding for d = `cumulative_integral`(v), whatever the gaps.
 
     >>> v = torch.tensor([0.0, 1.0, -2.0, 4.0]).reshape(1, 1, 4, 1, 1)

@@ -290,8 +290,8 @@ def evaluate(
     or of sqrt(r^2 + 1e-6) summed over components; several places add. `relative` divides r by its scale first.
     `weights` multiply losses, by key, category or family (their product; 1 where nothing is said). `kappa` is the
     closures' slope: fitted per sample without gradient, or fixed. PILA's terms take their numbers from `scales`, the
-    general laws from `constants`, whose tensors carry gradients. `stacked` differentiates all fields in one piece: fewer
-    launches, more arithmetic; by default on a GPU alone (`Derivatives`).
+    general laws from `constants`, whose tensors carry gradients. `stacked` differentiates all fields in one piece:
+    fewer launches, more arithmetic; by default on a GPU alone (`Derivatives`).
 
     >>> still = {"temperature": torch.zeros(1, 1, 4, 4, 4), "velocity": torch.zeros(1, 2, 4, 4, 4)}
     >>> evaluate(still, Grid(), ["thermal"])["thermal.heat_transport"].loss
@@ -329,7 +329,10 @@ def evaluate(
 
 
 def _filled(fields: dict[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
-    """Every field with 0 where the mask is 0: in one piece, as each launch counts on a GPU."""
+    """Every field with 0 where the mask is 0 (density with 1: laws divide by it), in one piece: launches count."""
+    if "density" in fields:
+        rest = {slot: f for slot, f in fields.items() if slot != "density"}
+        return {"density": fill(fields["density"], mask, 1.0), **(_filled(rest, mask) if rest else {})}
     if len({(f.dtype, f.shape[0]) for f in fields.values()}) > 1:
         return {slot: fill(f, mask) for slot, f in fields.items()}
     parts = fill(torch.cat(list(fields.values()), dim=1), mask).split([f.shape[1] for f in fields.values()], dim=1)
@@ -341,6 +344,9 @@ def _factor(term: Term, weights: Mapping[str, float | int]) -> float:
 
 
 def _choose(categories: Iterable[str], families: Iterable[str] | None) -> list[Term]:
+    for given in (categories, families):
+        if isinstance(given, str):
+            raise ValueError(f"residuals: expected a list of names, got the string {given!r}; write [{given!r}].")
     chosen, kinds = set(categories), set(FAMILIES if families is None else families)
     if not chosen <= set(CATEGORIES) or not kinds <= set(FAMILIES):
         raise ValueError(
