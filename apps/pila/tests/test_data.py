@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from physexperts import NoAnswer
 from pila.data import labels_of, prepare
-from pila.labels import ask, multi_hot
+from pila.labels import language_model, multi_hot, read_caption
 from trainers import TrainingWarning, video
 
 CLIPS = Path(__file__).parents[3] / "tests" / "data" / "clips"
@@ -248,20 +249,21 @@ def test_keywords_find_the_mechanism_of_the_worlds_captions(make_recipe):
 
 def test_a_language_model_that_is_not_configured_says_what_to_set(make_recipe):
     with pytest.raises(ValueError, match=r"parser\.base_url"):
-        ask("ink", make_recipe().parser)
+        read_caption("ink", how="llm", parser=make_recipe().parser)
 
 
-def test_a_language_model_is_asked_twice_and_its_answer_checked(make_recipe):
+def test_a_language_model_refines_unless_told_not_to_and_falls_back_unless_told_not_to(make_recipe, tmp_path):
     import threading
     from http.server import BaseHTTPRequestHandler, HTTPServer
 
     asked: list[str] = []
-    answers = ["Two balls hit each other.", 'Sure: {"mechanisms": ["collision", "rigid_body"]}', "x", "no idea"]
+    good = '{"mechanisms": ["collision", "rigid_body"]}'
+    answers = ["Two balls hit each other.", good, good, "x", "no idea", "no idea", "x", "no idea", "no idea"]
 
     class Server(BaseHTTPRequestHandler):
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            asked.append(body["messages"][0]["content"])
+            asked.append(body["messages"][1]["content"])
             reply = {"choices": [{"message": {"content": answers[len(asked) - 1]}}]}
             self.send_response(200)
             self.end_headers()
@@ -272,14 +274,32 @@ def test_a_language_model_is_asked_twice_and_its_answer_checked(make_recipe):
 
     server = HTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def parser(*sets):
+        return make_recipe(
+            f"parser.base_url=http://127.0.0.1:{server.server_port}/v1", "parser.model=test", *sets
+        ).parser
+
     try:
-        url = f"http://127.0.0.1:{server.server_port}/v1"
-        parser = make_recipe(f"parser.base_url={url}", "parser.model=test").parser
-        assert ask("balls", parser).mechanisms == ("rigid_body", "collision")
-        assert "balls" in asked[0]
-        assert "Two balls hit each other." in asked[1]
-        with pytest.raises(ValueError, match="no idea"):
-            ask("ink", parser)
+        kept = f"parser.cache={tmp_path}"
+        for _ in range(2):  # the second from the cache
+            assert read_caption("balls", how="llm", parser=parser(kept)).mechanisms == ("rigid_body", "collision")
+        assert [json.loads(text) for text in asked] == [
+            {"prompt": "balls"},
+            {"description": "Two balls hit each other."},
+        ]
+        assert multi_hot(["balls"], how="llm", parser=parser(kept, "parser.refine=false")).sum() == 2
+        assert json.loads(asked[2]) == {"description": "balls"}
+        with pytest.warns(UserWarning, match="by keywords.*no idea"):
+            assert read_caption("ink swirls", how="llm", parser=parser()).source == "keywords"
+        with pytest.raises(NoAnswer, match="no idea"):
+            read_caption("ink swirls", how="llm", parser=parser("parser.fallback=error"))
+        assert len(asked) == len(answers)
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_a_run_has_one_language_model_so_that_it_warns_once(make_recipe):
+    parser = make_recipe("parser.local=anywhere").parser
+    assert language_model(parser) is language_model(parser.model_copy())

@@ -20,7 +20,14 @@ PROMPTS = [
 ]
 DESCRIPTION = "Two glass balls roll and hit each other."
 GOOD = '{"mechanisms": ["collision", "rigid_body"]}'
-DAMAGE = ["", "[]", "{", "[" * 100_000, '{"prompt": "x", "mechanisms": ["magic"], "description": ""}']
+DAMAGE = [
+    "",
+    "[]",
+    "{",
+    "[" * 100_000,
+    '{"prompt": "x", "mechanisms": ["magic"], "description": ""}',
+    '{"prompt": "another", "mechanisms": ["fluid"], "description": ""}',
+]
 
 
 def half(name):
@@ -76,7 +83,7 @@ def test_the_page_shows_the_scores_that_were_measured():
         ("The ball never bounces.", ()),
         ("The balls don't collide.", ()),
         ("A glass tilts without spilling.", ("rigid_body",)),
-        ("Not only does the ice melt, it boils.", ("fluid", "phase_change", "thermal")),
+        ("The coin not only spins.", ("rigid_body",)),
         ("It melts, but no flame is seen.", ("phase_change", "thermal")),
         ("A non-reflective wall", ()),
         ("The wax solidifies; wax that solidified; solidifying wax", ("phase_change",)),

@@ -170,12 +170,16 @@ class Data(Config):
 
 
 class Parser(Config):
-    """An OpenAI-compatible LLM that rewrites a prompt and names its mechanisms; used where `llm` is chosen."""
+    """The language model that rewrites a prompt and names its mechanisms; used where `llm` is chosen."""
 
-    base_url: str = ""  # such as http://localhost:8000/v1
-    model: str = ""
+    base_url: str = ""  # of an OpenAI-compatible server, such as http://localhost:8000/v1
+    model: str = ""  # its name there
+    local: str = ""  # folder or hub id of a transformers model that is asked instead of a server
+    refine: bool = True  # rewrite the prompt first (paper); off: label it as it is (ablation "w/o prompt refine")
+    cache: str | None = None  # folder that keeps the answers; none: each run asks again
     key_variable: str = "OPENAI_API_KEY"  # environment variable with the key; may be unset for a local server
     timeout_s: PositiveFloat = 30.0
+    fallback: Literal["keywords", "error"] = "keywords"  # where no valid answer comes: keywords and a warning, or stop
 
 
 class Sampling(Config):
