@@ -106,3 +106,17 @@ def test_inductor_gives_the_eager_values_and_gradients():
     grid, f = pf.Grid((TIMES[:4], 1.0, 2.0)), torch.randn(2, 2, 4, 6, 9)
     compare(lambda a: combine(a, terms, grid, 2), f, backend="inductor")
     """)
+
+
+def test_an_import_costs_no_compiler():
+    done = run("""
+    import sys
+    assert "torch._inductor" not in sys.modules
+    assert "physfields.traced" not in sys.modules
+    """)
+    assert not done.stderr
+    plain = subprocess.run(
+        [sys.executable, "-c", "import sys, torch; before = 'torch._dynamo' in sys.modules; import physfields; "
+         "assert before or 'torch._dynamo' not in sys.modules"], check=False, timeout=300,
+    )  # fmt: skip
+    assert plain.returncode == 0

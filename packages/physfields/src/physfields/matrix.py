@@ -23,7 +23,7 @@ class Matrix(NamedTuple):
     """scale * (row i: the sum of weight * f[column]).
 
     Rows first .. first + length - 1 share their offsets: (offset, weight), or (offset, weights of each row) on an
-    uneven axis. The others are listed in `edges`: (row, ((column, weight), ...)). A weight 1 comes first where there is one.
+    uneven axis. The others are listed in `edges`: (row, ((column, weight), ...)). A weight 1 comes first.
     """
 
     n: int

@@ -11,7 +11,6 @@ Three ways to apply a matrix; `Grid.path` chooses, "auto" by itself:
     cat      no writing in place: what compilers and tensor subclasses want, and what they get whatever was asked for
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from operator import index
@@ -26,7 +25,6 @@ from physfields.matrix import Matrix, derivative_matrix, nodes_needed
 
 Components = int | range
 Term = tuple[Components, Components, str, int, float]
-logger = logging.getLogger(__name__)
 
 
 class Part(NamedTuple):
@@ -55,7 +53,7 @@ class Operator:
     @cached_property
     def adjoint(self) -> "Operator":
         grid, sizes, terms, shape, back = self._made
-        return _operator(grid, sizes, terms, shape, not back)
+        return make_operator(grid, sizes, terms, shape, not back)
 
     def _schedule(
         self, grid: Grid, sizes: tuple[int, ...], terms: tuple[Term, ...], back: bool
@@ -249,23 +247,6 @@ class _Linear(torch.autograd.Function):
         return _Linear.apply(f.movedim(in_dims[0], 0), operator), 0
 
 
-class _TracedLinear(torch.autograd.Function):
-    """`_Linear` as the compiler can trace it: no forward mode, and constants by name instead of an object."""
-
-    @staticmethod
-    def forward(f: Tensor, key, sizes, terms, shape, back) -> Tensor:
-        return apply_by_cat(f, *_plain_operator(key, sizes, terms, shape, back))
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        ctx.made = inputs[1:]
-
-    @staticmethod
-    def backward(ctx, g: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        key, sizes, terms, shape, back = ctx.made
-        return _TracedLinear.apply(g, key, sizes, terms, shape, not back), None, None, None, None, None
-
-
 def combine(f: Float[Tensor, "..."], terms: tuple[Term, ...], grid: Grid, components: int) -> Float[Tensor, "..."]:
     """The field of `components` sums: each term (into, of, axis, m, factor) adds factor * D^m of `of` to `into`.
 
@@ -289,9 +270,11 @@ def derivative(f: Float[Tensor, "*axes"], axis: str, m: int, grid: Grid) -> Floa
 
 def _run(f: Tensor, grid: Grid, sizes: tuple[int, ...], terms: tuple[Term, ...], shape: tuple[int, int]) -> Tensor:
     if torch.compiler.is_compiling():
-        out = _TracedLinear.apply(f, grid.key, sizes, terms, shape, False)
+        from physfields.traced import TracedLinear  # with the compiler itself, a second's import
+
+        out = TracedLinear.apply(f, grid.key, sizes, terms, shape, False)
     else:
-        out = _Linear.apply(f, _operator(grid, sizes, terms, shape, False))
+        out = _Linear.apply(f, make_operator(grid, sizes, terms, shape, False))
     assert isinstance(out, Tensor)
     return out
 
@@ -314,21 +297,8 @@ def _check(grid: Grid, sizes: tuple[int, ...], terms: tuple[Term, ...]) -> None:
 
 
 @lru_cache(maxsize=4096)
-def _operator(grid: Grid, sizes: tuple[int, ...], terms: tuple[Term, ...], shape: tuple[int, int], back: bool):
+def make_operator(grid: Grid, sizes: tuple[int, ...], terms: tuple[Term, ...], shape: tuple[int, int], back: bool):
     return Operator(grid, sizes, terms, shape, back)
-
-
-@torch.compiler.assume_constant_result
-def _plain_operator(key: str, sizes: tuple[int, ...], terms: tuple[Term, ...], shape: tuple[int, int], back: bool):
-    """The operator as nested tuples, made while compiling: compilers cannot hold the object."""
-    grid = Grid.from_key(key)
-    if grid.path not in ("auto", "cat"):
-        logger.warning(
-            "physfields: path %r writes in place, which compilers cannot use; this graph takes 'cat'.", grid.path
-        )
-    operator = _operator(grid, sizes, terms, shape, back)
-    parts = tuple((*part[:5], tuple(part.matrix)) for part in operator.parts)
-    return parts, operator.unwritten, operator.outputs, operator.component
 
 
 def _components(f: Tensor, span: tuple[int, int, int] | None, component: int) -> Tensor:
