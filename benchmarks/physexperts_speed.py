@@ -176,8 +176,8 @@ def router(
     module = LinearExperts(experts, c).to(device, dtype)
     x, index, weights, _ = sample(n, c, k, experts, dtype, device)
     with torch.no_grad():
-        runs = {"experts": lambda: module(x, index, weights), "router": lambda: gate(x)}
-        row = ratios(interleaved(runs, repeats), "experts")
+        runs = {"linear experts": lambda: module(x, index, weights), "router": lambda: gate(x)}
+        row = ratios(interleaved(runs, repeats), "linear experts")
     return [{"experts": experts, "kind": "router", "dtype": str(dtype).removeprefix("torch."), "pass": "forward"} | row]
 
 

@@ -12,9 +12,12 @@ LAWS = [line.split("(")[0][4:] for line in SCRIPT.read_text(encoding="utf-8").sp
 
 
 @pytest.fixture(scope="module")
-def output():
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, timeout=300, env=env)
+def output(tmp_path_factory):
+    cache = tmp_path_factory.mktemp(
+        "inductor"
+    )  # its own: a process killed while compiling leaves half a library behind
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": str(cache)}
+    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, timeout=900, env=env)
     return done.stdout + done.stderr[-3000:]
 
 

@@ -25,7 +25,7 @@ def ranks(tmp_path_factory):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     running = [subprocess.Popen([*command, str(rank), str(folder)], env=env) for rank in (0, 1)]
     try:
-        assert [process.wait(timeout=120) for process in running] == [0, 0]
+        assert [process.wait(timeout=600) for process in running] == [0, 0]
     finally:
         for process in running:
             process.kill()
