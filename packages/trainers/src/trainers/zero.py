@@ -35,7 +35,7 @@ class Zero(Replicated):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of its own imports
-                import deepspeed
+                import deepspeed  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise ValueError("this launch asks for DeepSpeed: pip install 'phystrainers[deepspeed]'") from None
         super().__init__(accelerator)
