@@ -104,6 +104,16 @@ def test_a_key_that_another_writer_indexed_first_keeps_its_entry_and_costs_no_ot
         assert cache.verify() == []
 
 
+def test_an_entry_that_another_writer_flushed_meanwhile_is_left_as_it_is(tmp_path):
+    with Cache(tmp_path) as ours, Cache(tmp_path) as theirs:
+        assert not ours.has("same")
+        theirs.put("same", {"latent": torch.full((2,), 7.0)})
+        theirs.flush()
+        ours.put("same", {"latent": torch.zeros(2)})
+        ours.flush()
+        assert torch.equal(ours.get("same", "latent"), torch.full((2,), 7.0))
+
+
 def test_what_is_not_finite_or_empty_is_refused_at_the_door(tmp_path):
     with Cache(tmp_path) as cache:
         for wrong in (torch.tensor([1.0, float("nan")]), torch.tensor([float("inf")]), torch.empty(0)):

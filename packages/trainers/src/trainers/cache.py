@@ -65,6 +65,7 @@ class Cache:
                 "create table if not exists artefacts (key text, name text, checksum text, primary key (key, name))"
             )
         self._open: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = {}
+        self._put: set[str] = set()
         self._shards: dict[str, Any] = {}
 
     def __enter__(self) -> "Cache":
@@ -94,8 +95,13 @@ class Cache:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def put(self, key: str, artefacts: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -> None:
-        """Add an entry; ValueError when a tensor is not finite or the key is there (the store is append-only)."""
-        if self.has(key):
+        """Add an entry; ValueError when a tensor is not finite or the key was put before.
+
+        Where another writer was first the call does nothing: the store is append-only, and a key names its content.
+        """
+        if self._shard(key) is not None and key not in self._put:
+            return
+        if key in self._put:
             raise ValueError(
                 f"the cache at {self.root} already holds {key[:12]}: ask has(key) before computing it again"
             )
@@ -106,6 +112,7 @@ class Cache:
                 raise ValueError(f"artefact {name!r} of {key[:12]} {why}: look at the clip, or leave it out")
         stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in artefacts.items()}
         self._open[key] = (stored, dict(meta or {}))
+        self._put.add(key)
         if len(self._open) >= self.shard_items:
             self.flush()
 
@@ -192,6 +199,7 @@ class Cache:
             for key in keys:
                 self._index.execute("delete from artefacts where key = ?", (key,))
                 self._index.execute("delete from items where key = ?", (key,))
+                self._put.discard(key)
 
     def gc(self) -> int:
         """Remove shards that no entry uses (a kill before the index, or `drop`); returns the bytes freed.
