@@ -291,13 +291,14 @@ def test_weights_multiply_losses_by_key_category_and_family():
 
 def test_terms_sizes_are_recorded_and_the_scale_is_the_largest():
     grid, shape = pf.Grid((0.2, 0.3, 0.3)), (8, 8, 8)
-    fields = exact.heat_kernel(exact.mesh(grid, shape))
+    fields = {"temperature": exact.heat_kernel(exact.mesh(grid, shape))["temperature"].requires_grad_()}
     r = evaluate(fields, grid, ["heat"], constants=C(diffusivity=0.2))["heat.conduction"]
     rate = pf.time_derivative(fields["temperature"], grid).square().mean().sqrt()
     spread = 0.2 * pf.laplacian(fields["temperature"], grid).square().mean().sqrt()
     torch.testing.assert_close(r.terms[0], torch.stack([rate, spread]))
     assert r.scale == r.terms.max()
     assert not r.terms.requires_grad
+    assert r.loss.requires_grad
 
 
 def test_nan_in_one_law_leaves_the_others_alone():

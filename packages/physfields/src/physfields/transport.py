@@ -58,5 +58,7 @@ def _lean(f: Tensor, axis: str, grid: Grid) -> Tensor:
     if isinstance(step, tuple):
         raise ValueError(f"advection: the upwind form expects a number as spacing on axis {axis}, got coordinates.")
     last = fd_weights(range(-(p // 2), p // 2 + 1), 1)[-1]
-    rough = Grid(grid.spacing, axes=grid.axes, boundary=grid.boundary, order=2, singleton=grid.singleton, path=grid.path)
+    rough = Grid(
+        grid.spacing, axes=grid.axes, boundary=grid.boundary, order=2, singleton=grid.singleton, path=grid.path
+    )
     return derivative(f, axis, p, rough) * (float(last) * step ** (p - 1))
