@@ -57,7 +57,7 @@ def ratios(times: dict[str, list[float]], base: str) -> dict[str, dict[str, floa
     out = {}
     for name, values in times.items():
         x = [a / b for a, b in zip(values, times[base], strict=True)]
-        low, _, high = statistics.quantiles(x, n=4)
+        low, _, high = statistics.quantiles(x, n=4, method="inclusive")
         out[name] = {
             "x": round(statistics.median(x), 2),
             "low": round(low, 2),
