@@ -6,7 +6,7 @@
 With the peers, which are no dependencies (each is left out with one line where it is missing):
 
     export XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    uv run --no-project --with ./packages/physfields --with neuraloperator --with kornia \\
+    uv run --no-project --with-editable ./packages/physfields --with neuraloperator --with kornia \\
         --with phiflow --with jax --with jax-cfd python benchmarks/physfields_speed.py --compile
 
 Fields: velocity (2, 2, 21, 60, 104), scalars (2, 1, 21, 60, 104), fp32: latents of Wan at 480 x 832, two clips. The
