@@ -35,7 +35,7 @@ def state(transformer: nn.Module, *, name: str = "default") -> dict[str, Tensor]
     found: dict[str, Tensor] = peft.get_peft_model_state_dict(
         transformer, adapter_name=name, save_embedding_layers=False
     )
-    return {k: v.detach().cpu().contiguous() for k, v in found.items() if not k.startswith("phys_adapters.")}
+    return {k: v.detach().cpu().contiguous() for k, v in found.items()}
 
 
 def serialise(parts: Mapping[str, nn.Module], *, name: str = "default") -> dict[str, bytes]:

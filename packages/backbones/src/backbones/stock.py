@@ -74,7 +74,7 @@ class StockBackbone:
 
     @property
     def digest(self) -> str:
-        """Name the weights: SHA-256 over the parameters of the transformers (adapters left out) and of the VAE."""
+        """Name the weights: SHA-256 over the parameters of the transformers and of the VAE."""
         return _digest(*self.transformers, self.pipe.vae)
 
     @property
@@ -105,9 +105,7 @@ class StockBackbone:
     def frozen(self) -> Iterator[None]:
         """Hold every weight still: no gradients inside, RuntimeError at the end if a weight changed all the same."""
         modules = [m for m in self.pipe.components.values() if isinstance(m, nn.Module)]
-        own = [
-            (p, p.requires_grad) for m in modules for n, p in m.named_parameters() if not n.startswith("phys_adapters.")
-        ]
+        own = [(p, p.requires_grad) for m in modules for p in m.parameters()]
         before = self.digest
         for p, _ in own:
             p.requires_grad_(False)
@@ -177,7 +175,6 @@ def _digest(*modules: nn.Module) -> str:
     sha = hashlib.sha256()
     for module in modules:
         for name, value in sorted(module.state_dict().items()):
-            if not name.startswith("phys_adapters."):
-                sha.update(name.encode())
-                sha.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+            sha.update(name.encode())
+            sha.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()[:16]
