@@ -8,7 +8,20 @@ import copy
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from physexperts import GLUExperts, LabelPriorRouter, LinearExperts, Mixture, TokenTopKRouter, relative_alignment, route
+from physexperts import (
+    GLUExperts,
+    Keywords,
+    LabelPriorRouter,
+    LinearExperts,
+    Mixture,
+    RouterStats,
+    TokenTopKRouter,
+    from_text,
+    multi_hot,
+    relative_alignment,
+    route,
+    score,
+)
 
 LAWS = []
 
@@ -42,7 +55,7 @@ def mixture(run, kind=GLUExperts):
 @law
 def compiled_experts_equal_eager():
     x = torch.randn(2, 20, 16, requires_grad=True)
-    for run in ("loop", "grouped_mm"):
+    for run in ("loop", "grouped_mm", "dense"):
         same(mixture(run), x, 1e-6, backend="aot_eager")
 
 
@@ -98,6 +111,26 @@ def users_read_what_was_expected():
         ),
         "labels of shape": lambda: LabelPriorRouter(5, 4, 2)(torch.zeros(1, 5), torch.zeros(1, 3)),
         "prior add or mask": lambda: LabelPriorRouter(5, 4, 2, prior="hard"),
+        "bool mask of shape (2, 3)": lambda: route(torch.zeros(2, 3, 4), 1, mask=torch.ones(3, dtype=torch.bool)),
+        "expected a bool mask": lambda: route(torch.zeros(2, 4), 1, mask=torch.ones(2)),
+        "`allowed` as bool that broadcasts to (2, 4)": lambda: route(torch.zeros(2, 4), 1, allowed=torch.ones(2, 4)),
+        "got torch.bool of shape (2, 3)": lambda: route(torch.zeros(2, 4), 1, allowed=torch.ones(2, 3).bool()),
+        "expected a bias of shape (4,)": lambda: route(torch.zeros(2, 4), 1, bias=torch.ones(1)),
+        "at least one expert": lambda: route(torch.zeros(2, 0), 0),
+        "positive temperature": lambda: LabelPriorRouter(5, 4, 2, temperature=0.0),
+        "got -1.0": lambda: TokenTopKRouter(5, 4, 2, temperature=-1.0),
+        "sigmoid, got 'tanh'": lambda: TokenTopKRouter(5, 4, 2, score="tanh"),
+        "counts of 4 experts": lambda: TokenTopKRouter(5, 4, 2, expert_bias=True).update_bias(torch.ones(3)),
+        "init zero or uniform, got 'Zero'": lambda: LinearExperts(4, 8, init="Zero"),
+        "init zero or uniform, got 'none'": lambda: GLUExperts(4, 8, 8, init="none"),
+        "floating-point tokens": lambda: LinearExperts(4, 8)(
+            torch.zeros(2, 8).long(), torch.zeros(2, 1).long(), torch.ones(2, 1)
+        ),
+        "whole expert numbers": lambda: LinearExperts(4, 8)(torch.zeros(2, 8), torch.zeros(2, 1), torch.ones(2, 1)),
+        "label numbers in 0..3, got 1.5": lambda: multi_hot([[1.5]], 4),
+        "a routing over 5 experts": lambda: RouterStats(5).update(route(torch.zeros(2, 4), 1)),
+        "a caption as text, got NoneType": lambda: from_text(None),
+        "unknown mechanism 'heat'": lambda: score(Keywords(), [("fire", ["heat"])]),
         "expected score": lambda: route(torch.zeros(4), 1, score="tanh"),
         "distance square or abs": lambda: relative_alignment(torch.ones(2, 2), torch.ones(2, 2), distance="cosine"),
         "one row of outputs": lambda: relative_alignment(torch.ones(2, 2), torch.ones(3, 2)),

@@ -115,3 +115,10 @@ def test_counts_stay_exact_when_the_model_is_cast():
 def test_labels_of_another_width_are_refused():
     with pytest.raises((ValueError, TypeError)):
         RouterStats(4, labels=3).update(route(torch.zeros(2, 4), 1), torch.zeros(2, 4))
+
+
+def test_a_router_that_saw_nan_is_called_unhealthy():
+    stats = RouterStats(4)
+    stats.update(route(torch.randn(200, 4).index_fill(0, torch.tensor([7]), torch.nan), 2))
+    with pytest.warns(UserWarning, match="NaN or infinite logits"):
+        stats.read().warn()

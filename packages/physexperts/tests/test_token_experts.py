@@ -77,18 +77,20 @@ def test_every_way_to_run_gives_the_reference_and_its_gradients(kind, run):
     assert all((grad[3:] == 0).all() for grad in grads[2:]), "an expert that nobody asked got a gradient"
 
 
-def test_the_gradient_of_everything_is_right():
-    module = GLUExperts(3, 2, 2).double()
+@pytest.mark.parametrize("run", ["loop", "dense"])
+def test_the_gradient_of_everything_is_right_and_so_is_the_second_derivative(run):
+    module = GLUExperts(3, 2, 2, implementation=run).double()
     routing = routed(5, 3, 2)
     x = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
     weights = routing.weights.clone().requires_grad_()
     up, down = (p.detach().clone().requires_grad_() for p in module.parameters())
 
-    def run(x, weights, up, down):
+    def answers(x, weights, up, down):
         parameters = {"gate_up_proj": up, "down_proj": down}
         return torch.func.functional_call(module, parameters, (x, routing.indices, weights))
 
-    assert torch.autograd.gradcheck(run, (x, weights, up, down))
+    assert torch.autograd.gradcheck(answers, (x, weights, up, down))
+    assert torch.autograd.gradgradcheck(answers, (x, weights, up, down))
 
 
 def test_all_tokens_may_choose_the_same_expert():
@@ -155,6 +157,22 @@ def test_an_expert_that_does_not_exist_is_refused(bad):
         LinearExperts(4, 8)(torch.zeros(2, 8), torch.tensor([[0], [bad]]), torch.ones(2, 1))
     # A pair of weight zero asks nobody: its number is never looked at.
     LinearExperts(4, 8)(torch.zeros(2, 8), torch.tensor([[0], [bad]]), torch.tensor([[1.0], [0.0]]))
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("bad", [-1, 4])
+def test_a_slot_of_weight_zero_may_hold_any_number_and_gets_no_gradient(run, bad):
+    torch.manual_seed(0)
+    module = LinearExperts(4, 8, bias=True, implementation=run)
+    torch.nn.init.normal_(module.bias)
+    x, weights = torch.randn(2, 8), torch.tensor([[0.5, 0.0], [0.25, 0.75]], requires_grad=True)
+    out = module(x, torch.tensor([[1, bad], [2, 3]]), weights)
+    torch.testing.assert_close(out[0], 0.5 * (module.weight[1] @ x[0] + module.bias[1]))
+    (grad,) = torch.autograd.grad(out.sum(), weights)
+    assert grad[0, 1] == 0
+    torch.testing.assert_close(grad[1, 1], (module.weight[3] @ x[1] + module.bias[3]).sum())
+    with pytest.raises(ValueError, match=r"expert numbers in 0\.\.3"):
+        module(x, torch.tensor([[1, 1], [2, bad]]), weights)
 
 
 def test_wrong_shapes_are_refused_with_what_was_expected():
@@ -253,10 +271,12 @@ class Watch(TorchDispatchMode):
         return out
 
 
+@pytest.mark.parametrize("kind", [LinearExperts, GLUExperts])
 @pytest.mark.parametrize("run", ["loop", "grouped_mm"])
-def test_nothing_grows_with_tokens_times_experts_times_channels(run):
+def test_nothing_grows_with_tokens_times_experts_times_channels(run, kind):
     n, c, experts, k = 100, 16, 64, 2
-    module, router = LinearExperts(experts, c, implementation=run), TokenTopKRouter(c, experts, k)
+    module = kind(experts, c, *((c // 2,) if kind is GLUExperts else ()), implementation=run)
+    router = TokenTopKRouter(c, experts, k)
     x = torch.randn(n, c, requires_grad=True)
     with Watch() as watch:
         module.mix(x, router(x)).sum().backward()

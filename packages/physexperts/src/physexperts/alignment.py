@@ -31,6 +31,10 @@ class Whole:
     """The rows of the whole batch (all micro-batches and ranks), without gradient, and which of them are this part's.
 
     The part's rows begin at `start`; `parts` is the number of parts over which gradients will be averaged.
+
+    >>> whole = Whole(torch.eye(3), torch.eye(3), start=1, parts=3)
+    >>> relative_alignment(torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([[0.0, 1.0, 0.0]]), whole=whole).item()
+    0.0
     """
 
     outputs: Float[Tensor, "m d"]

@@ -34,6 +34,11 @@ class Tally:
 
     `selections` counts who was asked, `probs` and `importance` are summed scores and weights, `log_z2` the squared
     log-partitions, `parts` how many micro-batches (over all ranks) went in.
+
+    >>> from physexperts import route
+    >>> both = tally(route(torch.eye(2), 1)) + tally(route(torch.zeros(3, 2), 1))
+    >>> both.rows.item(), both.selections.tolist(), both.parts
+    (5.0, [4.0, 1.0], 2)
     """
 
     rows: Float[Tensor, ""]
@@ -86,6 +91,11 @@ def load_balancing_loss(
     sample (the last axis before E is the tokens) and averages, so it needs no `whole`.
 
     References: Switch Transformers (Fedus et al., 2021), Eq. 4-6.
+
+    >>> from physexperts import route
+    >>> balanced, collapsed = torch.eye(4) * 100, torch.tensor([[100.0, 0.0, 0.0, 0.0]] * 4)
+    >>> load_balancing_loss(route(balanced, 1)).item(), load_balancing_loss(route(collapsed, 1)).item()
+    (1.0, 4.0)
     """
     if reduction not in ("global", "sequence"):
         raise ValueError(f"expected reduction global or sequence, got {reduction!r}")
@@ -112,6 +122,10 @@ def router_z_loss(routing: Routing | Tally, *, whole: Tally | None = None) -> Fl
     """Mean squared log-partition of the logits: keeps them small, so that rounding does not choose.
 
     References: ST-MoE (Zoph et al., 2022), Eq. 5.
+
+    >>> from physexperts import route
+    >>> round(router_z_loss(route(torch.zeros(3, 4), 2)).item(), 4)  # log(4)^2
+    1.9218
     """
     part = tally(routing)
     total = part if whole is None else whole
@@ -123,6 +137,10 @@ def importance_loss(routing: Routing | Tally, *, whole: Tally | None = None) -> 
     """Squared coefficient of variation of the experts' summed weights: zero when all matter equally.
 
     References: Outrageously Large Neural Networks (Shazeer et al., 2017), Eq. 6-7.
+
+    >>> from physexperts import route
+    >>> importance_loss(route(torch.eye(4), 1)).item()
+    0.0
     """
     part = tally(routing)
     importance = part.importance if whole is None else joined(whole.importance, part.importance, whole.parts)

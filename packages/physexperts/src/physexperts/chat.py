@@ -32,12 +32,28 @@ _LONGEST_WAIT_S = 30.0  # that a server may ask for (Retry-After)
 
 
 class NoAnswer(RuntimeError):
-    """The model was not reached or sent nothing that can be used; the message says what came instead."""
+    """The model was not reached or sent nothing that can be used; the message says what came instead.
+
+    >>> from physexperts import LanguageModel
+    >>> class Mute:  # stands for a Server or a LocalModel
+    ...     model = "mute"
+    ...     def ask(self, messages, schema=None):
+    ...         return ""
+    >>> try:
+    ...     LanguageModel(Mute(), fallback=False).parse("fire")
+    ... except NoAnswer as error:
+    ...     print(error)
+    expected a description of 1 to 2000 characters from mute, got 0
+    """
 
 
 @runtime_checkable
 class Chat(Protocol):
-    """Anything that answers a list of messages: `model` names it in caches and warnings."""
+    """Anything that answers a list of messages: `model` names it in caches and warnings.
+
+    >>> isinstance(Server("http://localhost:8000/v1", "qwen"), Chat), isinstance("qwen", Chat)
+    (True, False)
+    """
 
     @property
     def model(self) -> str:
@@ -149,7 +165,11 @@ def _content(reply: Any) -> str:
 class LocalModel:
     """A transformers model with a chat template, greedy; safetensors only, and no code from the model's folder is run.
 
-    Needs transformers (`pip install transformers`). The model loads with the first question.
+    Needs transformers (`pip install transformers`). The model loads with the first question; a path without one is
+    transformers' OSError, not `NoAnswer`: keywords never stand in for a misspelt path.
+
+    >>> LocalModel("folder/of/a/model", max_tokens=64).model
+    'folder/of/a/model'
     """
 
     path: str  # a folder or a hub id

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Implementation", "Plan", "choose", "combine", "gather", "grouped_linear", "plan"]
+__all__ = ["Implementation", "Plan", "choose", "combine", "gather", "grouped_linear", "plan", "spread"]
 
 Implementation = Literal["auto", "grouped_mm", "loop", "dense"]
 
@@ -32,6 +32,10 @@ class Plan:
 
     `token[r]` is the token of row r, `pair[r]` its number n k + slot, `place` the row of each pair, `live` false for
     dead pairs. `spare` is the row that no sum reads (native kernel), or None where dead rows hold zeros (loop).
+
+    >>> p = plan(torch.tensor([[1, 0]]), torch.tensor([[0.5, 0.0]]), experts=2)
+    >>> p.place.tolist(), p.live.tolist(), p.spare
+    ([[0, 1]], [[True, False]], None)
     """
 
     token: Int[Tensor, " r"]
@@ -76,7 +80,21 @@ def _check(indices: Tensor, live: Tensor, experts: int) -> None:
         raise ValueError(f"expected expert numbers in 0..{experts - 1}, got {low}..{high}")
 
 
-def choose(implementation: Implementation, x: Tensor, weight: Float[Tensor, "E o i"], k: int) -> Implementation:
+def spread(indices: Int[Tensor, "*b k"], weights: Float[Tensor, "*b k"], experts: int) -> Float[Tensor, "*b E"]:
+    """The weight of each expert in a row of E; a slot of weight zero names nobody and gets no gradient.
+
+    >>> spread(torch.tensor([[1, 9]]), torch.tensor([[0.5, 0.0]]), experts=2).tolist()
+    [[0.0, 0.5]]
+    """
+    live = weights.detach() != 0
+    _check(indices, live, experts)
+    named = indices.long().masked_fill(~live, experts)  # a column of its own, cut off again
+    return weights.new_zeros(*weights.shape[:-1], experts + 1).scatter_add(-1, named, weights)[..., :experts]
+
+
+def choose(
+    implementation: Implementation, x: Float[Tensor, "n _"], weight: Float[Tensor, "E o i"], k: int
+) -> Implementation:
     """Pick what runs fastest and can run: every expert on every token when k = E, the native kernel, or the loop.
 
     The native kernel is for bf16 on a GPU of compute capability 8 or more; its other types are a loop inside torch. A
@@ -108,7 +126,11 @@ def _obstacle(weight: Tensor) -> str:
 
 
 def gather(x: Float[Tensor, "n c"], plan: Plan) -> Float[Tensor, "r c"]:
-    """Copy each pair's token to its row; the gradient of a token is the sum over its live pairs."""
+    """Copy each pair's token to its row; the gradient of a token is the sum over its live pairs.
+
+    >>> gather(torch.tensor([[1.0], [2.0]]), plan(torch.tensor([[1], [0]]), torch.ones(2, 1), experts=2)).tolist()
+    [[2.0], [1.0]]
+    """
     return _Gather.apply(x, plan.token, plan.place, plan.spare)
 
 
@@ -118,6 +140,10 @@ def grouped_linear(
     """Multiply the rows of expert e with weight[e], as nn.Linear does.
 
     Rows behind the last group are zero by the loop and undefined by the native kernel.
+
+    >>> where = plan(torch.tensor([[1], [0]]), torch.ones(2, 1), experts=2)
+    >>> grouped_linear(torch.ones(2, 1), torch.tensor([[[10.0]], [[20.0]]]), where).tolist()
+    [[10.0], [20.0]]
     """
     if native:
         return F.grouped_mm(rows, weight.transpose(1, 2), offs=plan.ends)
@@ -125,7 +151,12 @@ def grouped_linear(
 
 
 def combine(rows: Float[Tensor, "r c"], weights: Float[Tensor, "n k"], plan: Plan) -> Float[Tensor, "n c"]:
-    """Sum weight * row over the live pairs of each token, accumulated in fp32; zero for a token without any."""
+    """Sum weight * row over the live pairs of each token, accumulated in fp32; zero for a token without any.
+
+    >>> weights = torch.tensor([[0.5, 0.5]])
+    >>> combine(torch.tensor([[1.0], [3.0]]), weights, plan(torch.tensor([[1, 0]]), weights, experts=2)).tolist()
+    [[2.0]]
+    """
     return _Combine.apply(rows, weights.to(rows.dtype), plan.token, plan.pair, plan.place, plan.live, plan.spare)
 
 
@@ -180,7 +211,9 @@ class _Combine(torch.autograd.Function):
             dots = torch.linalg.vecdot(rows, back)  # of every row, the undefined ones too
             dweights = torch.where(live, dots[place], 0.0)
         if ctx.needs_input_grad[0]:
-            drows = back.mul_(weights.flatten().index_select(0, pair)[:, None])
+            gate = weights.flatten().index_select(0, pair)[:, None]
+            # In place unless a second derivative will need `back` as it was.
+            drows = back * gate if torch.is_grad_enabled() else back.mul_(gate)
         return drows, dweights, None, None, None, None, None
 
 
@@ -241,3 +274,14 @@ def _grouped_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | N
 
 
 _grouped.register_autograd(_grouped_backward, setup_context=_save)
+
+
+def _outer_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    """Second derivatives, for losses on gradients."""
+    left, right, ends = ctx.saved_tensors
+    dleft = _grouped(right, grad, ends) if ctx.needs_input_grad[0] else None
+    dright = _grouped(left, grad.transpose(1, 2), ends) if ctx.needs_input_grad[1] else None
+    return dleft, dright, None
+
+
+_outer.register_autograd(_outer_backward, setup_context=_save)

@@ -23,7 +23,10 @@ NAME = "physexperts"
 
 
 def register(name: str = NAME) -> None:
-    """Add this package's execution to transformers' ExpertsInterface; again is harmless."""
+    """Add this package's execution to transformers' ExpertsInterface; again is harmless.
+
+    >>> register()  # then AutoModel.from_pretrained(..., experts_implementation="physexperts")
+    """
     _functions().register(name, experts_forward)
 
 
@@ -33,7 +36,14 @@ def experts_forward(
     top_k_index: Int[Tensor, "n k"],
     top_k_weights: Float[Tensor, "n k"],
 ) -> Float[Tensor, "n c"]:
-    """Run an experts module of transformers: gated or not, with or without biases, either layout of its weights."""
+    """Run an experts module of transformers: gated or not, with or without biases, either layout of its weights.
+
+    >>> experts = GLUExperts(4, dim=8, hidden=16)
+    >>> experts.has_gate = True  # what transformers sets on its own modules
+    >>> experts.has_bias = experts.is_transposed = experts._is_expert_parallel = False
+    >>> experts_forward(experts, torch.randn(5, 8), torch.tensor([[0, 3]] * 5), torch.full((5, 2), 0.5)).shape
+    torch.Size([5, 8])
+    """
     up = self.gate_up_proj if self.has_gate else self.up_proj
     down = self.down_proj
     if self.is_transposed:  # (E, in, out) there
@@ -56,7 +66,12 @@ def experts_forward(
 
 
 def use(experts: GLUExperts, name: str) -> GLUExperts:
-    """Run these experts by the kernel that transformers knows by `name`; an unknown name raises ValueError."""
+    """Run these experts by the kernel that transformers knows by `name`; an unknown name raises ValueError.
+
+    >>> experts = use(GLUExperts(4, dim=8, hidden=16), "grouped_mm")
+    >>> experts(torch.randn(5, 8), torch.tensor([[0, 3]] * 5), torch.full((5, 2), 0.5)).shape
+    torch.Size([5, 8])
+    """
     functions = _functions()
     if name not in functions.valid_keys():
         raise ValueError(f"expected one of transformers' experts {sorted(functions.valid_keys())}, got {name!r}")

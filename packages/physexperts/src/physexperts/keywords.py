@@ -49,6 +49,8 @@ def from_text(caption: str) -> Labels:
     >>> from_text("Two balls collide and bounce without melting").mechanisms
     ('rigid_body', 'collision')
     """
+    if not isinstance(caption, str):
+        raise ValueError(f"expected a caption as text, got {type(caption).__name__}")
     text = _plain(caption)
     hits = {m: _hits(text, m) for m in MECHANISMS}
     for m in ("rigid_body", "collision"):

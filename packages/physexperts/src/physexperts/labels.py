@@ -47,6 +47,9 @@ class Labels:
     `mechanisms` in vector order, the `dominant` one of them, WISA's `categories` as (question, name), and the pieces of
     an annotation that no vocabulary holds (`unknown`). `source` says who read them ("keywords", "llm" or "cache"; empty
     for an annotation) and `description` what a language model made of the prompt first; neither matters to equality.
+
+    >>> Labels.of(["fluid"]).multi_hot.tolist()
+    [0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
     """
 
     mechanisms: tuple[str, ...] = ()

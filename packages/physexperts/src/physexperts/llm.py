@@ -56,7 +56,12 @@ _GIVE_UP = 3  # prompts in a row without any answer, after which the model is as
 
 @runtime_checkable
 class Parser(Protocol):
-    """Anything that labels prompts: `Keywords`, `LanguageModel`."""
+    """Anything that labels prompts: `Keywords`, `LanguageModel`.
+
+    >>> from physexperts import Keywords
+    >>> isinstance(Keywords(), Parser)
+    True
+    """
 
     def parse(self, prompt: str) -> Labels:
         """Label one prompt; `Labels.source` says who did."""
@@ -68,7 +73,15 @@ class _BadAnswer(NoAnswer):
 
 
 def refine(prompt: str, chat: Chat) -> str:
-    """Rewrite a prompt as a description of its physics (step one); `NoAnswer` if none comes."""
+    """Rewrite a prompt as a description of its physics (step one); `NoAnswer` if none comes.
+
+    >>> class Echo:  # stands for a Server or a LocalModel
+    ...     model = "echo"
+    ...     def ask(self, messages, schema=None):
+    ...         return "A ball falls" + chr(10) + "onto a table."
+    >>> refine("thud!", Echo())
+    'A ball falls onto a table.'
+    """
     question = [_system(_REFINE), _user("prompt", prompt)]
     text = ""
     for _ in range(_ATTEMPTS):
@@ -80,7 +93,15 @@ def refine(prompt: str, chat: Chat) -> str:
 
 
 def label(description: str, chat: Chat) -> Labels:
-    """Name the mechanisms of a description (step two); `NoAnswer` if no valid JSON comes."""
+    """Name the mechanisms of a description (step two); `NoAnswer` if no valid JSON comes.
+
+    >>> class Echo:
+    ...     model = "echo"
+    ...     def ask(self, messages, schema=None):
+    ...         return '{"mechanisms": ["fluid"]}'
+    >>> label("Water flows.", Echo()).dominant
+    'fluid'
+    """
     question = [_system(_LABEL), _user("description", description)]
     trouble = ""
     for _ in range(_ATTEMPTS):
@@ -118,7 +139,7 @@ class LanguageModel:
 
     def parse(self, prompt: str) -> Labels:
         """Label a prompt; source is "llm", "cache" or, where the model failed, "keywords"."""
-        if not prompt.strip():
+        if not isinstance(prompt, str) or not prompt.strip():
             return from_text(prompt)
         place = self._place(prompt)
         if place is not None and (known := _load(place, prompt)) is not None:

@@ -44,7 +44,11 @@ def expert_maps(routing: Routing, grid: tuple[int, int, int]) -> Float[Tensor, "
 def experts_picture(
     maps: Float[Tensor, "E t h w"], *, patch: int = 8, palette: Sequence[tuple[int, int, int]] = PALETTE
 ) -> UInt8[Tensor, "t y x 3"]:
-    """Each token in the mixed colour of its experts, by weight; black where nobody answers."""
+    """Each token in the mixed colour of its experts, by weight; black where nobody answers.
+
+    >>> experts_picture(torch.tensor([[[[1.0, 0.0]]], [[[0.0, 0.0]]]]), patch=1).tolist()
+    [[[[230, 159, 0], [0, 0, 0]]]]
+    """
     colours = torch.tensor(
         [palette[e % len(palette)] for e in range(len(maps))], dtype=torch.float32, device=maps.device
     )

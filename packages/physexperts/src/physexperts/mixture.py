@@ -16,11 +16,16 @@ __all__ = ["Mixed", "MixingExperts", "Mixture"]
 
 @runtime_checkable
 class MixingExperts(Protocol):
-    """Experts that sum their own answers: LinearExperts, GLUExperts, ExpertParallel, BasisMaps, HeadExperts."""
+    """Experts that sum their own answers: LinearExperts, GLUExperts, ExpertParallel, BasisMaps, HeadExperts.
+
+    >>> from physexperts import LinearExperts, OperatorExpert
+    >>> isinstance(LinearExperts(4, 8), MixingExperts), isinstance(OperatorExpert(4, 3, 8), MixingExperts)
+    (True, False)
+    """
 
     def __len__(self) -> int: ...
 
-    def mix(self, x: Tensor, routing: Routing) -> Tensor:
+    def mix(self, x: Float[Tensor, "*shape"], routing: Routing) -> Float[Tensor, "*out"]:
         """Sum of weight * answer over the selected experts."""
         ...
 
@@ -32,6 +37,12 @@ class Mixed:
     `delta` is the weighted sum of the answers, `routing` who was asked, `losses` the three losses of this layer
     unweighted (`balance`, `z`, `importance`), `statistics` this forward's sums (no gradient, on the device), `pairs`
     the proposals one by one where the experts answer for whole samples.
+
+    >>> import torch
+    >>> from physexperts import LinearExperts, TokenTopKRouter
+    >>> mixed = Mixture(TokenTopKRouter(8, experts=4, k=2), LinearExperts(4, 8))(torch.randn(5, 8))
+    >>> mixed.delta.shape, mixed.routing.weights.shape, mixed.statistics.rows.item(), mixed.pairs
+    (torch.Size([5, 8]), torch.Size([5, 2]), 5.0, None)
     """
 
     delta: Float[Tensor, "*b"]

@@ -7,7 +7,7 @@ communication in the backward pass. A group of None is this process alone.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch import distributed as dist
 
@@ -17,12 +17,20 @@ Group = dist.ProcessGroup | None
 
 
 def world(group: Group) -> int:
-    """How many ranks the group has; one without a group."""
+    """How many ranks the group has; one without a group.
+
+    >>> world(None)
+    1
+    """
     return 1 if group is None else dist.get_world_size(group)
 
 
-def summed(x: Tensor, group: Group) -> Tensor:
-    """The sum over the ranks, without gradient and without changing x."""
+def summed(x: Shaped[Tensor, "*s"], group: Group) -> Shaped[Tensor, "*s"]:
+    """The sum over the ranks, without gradient and without changing x.
+
+    >>> summed(torch.ones(2, requires_grad=True), None)
+    tensor([1., 1.])
+    """
     if group is None:
         return x.detach()
     total = x.detach().clone()
@@ -31,7 +39,12 @@ def summed(x: Tensor, group: Group) -> Tensor:
 
 
 def gathered(x: Float[Tensor, "n d"], group: Group) -> tuple[Float[Tensor, "m d"], int]:
-    """The rows of all ranks in their order, without gradient, and where this rank's begin; lengths may differ."""
+    """The rows of all ranks in their order, without gradient, and where this rank's begin; lengths may differ.
+
+    >>> gathered(torch.ones(2, 1), None)
+    (tensor([[1.],
+            [1.]]), 0)
+    """
     x = x.detach().contiguous()
     if group is None:
         return x, 0
@@ -46,7 +59,9 @@ def gathered(x: Float[Tensor, "n d"], group: Group) -> tuple[Float[Tensor, "m d"
     return torch.cat([rows[:size] for rows, size in zip(everyone, sizes, strict=True)]), start
 
 
-def joined(whole: Tensor, part: Tensor, parts: int | Tensor) -> Tensor:
+def joined(
+    whole: Float[Tensor, "*s"], part: Float[Tensor, "*s"], parts: int | Shaped[Tensor, ""]
+) -> Float[Tensor, "*s"]:
     """The value of the whole with the gradient of the part, times the number of parts.
 
     >>> part = torch.tensor(2.0, requires_grad=True)

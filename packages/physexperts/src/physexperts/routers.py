@@ -51,6 +51,8 @@ class LabelPriorRouter(nn.Module):
             raise ValueError(f"expected prior add or mask, got {prior!r}")
         if not 0 <= k <= experts:
             raise ValueError(f"expected k in 0..{experts} (the number of experts), got {k}")
+        if not temperature > 0:
+            raise ValueError(f"expected a positive temperature, got {temperature}")
         if prior_strength < 0:
             raise ValueError(f"expected prior_strength >= 0 (a label raises its expert), got {prior_strength}")
         hidden = cond_dim if hidden is None else hidden
@@ -184,7 +186,7 @@ def multi_hot(ids: Iterable[Iterable[int]], experts: int) -> Float[Tensor, "b E"
     out = torch.zeros(len(rows), experts)
     for n, row in enumerate(rows):
         for label in row:
-            if not 0 <= label < experts:
+            if not hasattr(label, "__index__") or not 0 <= label < experts:
                 raise ValueError(f"expected label numbers in 0..{experts - 1}, got {label} for sample {n}")
             out[n, label] = 1.0
     return out
@@ -195,6 +197,9 @@ def random_labels(labels: Float[Tensor, "*b E"], generator: torch.Generator | No
 
     The same generator state gives the same labels on every device: the numbers are drawn where the generator lives, on
     the CPU when there is none.
+
+    >>> random_labels(torch.tensor([[1.0, 0.0, 0.0, 1.0]])).sum(-1).tolist()
+    [2.0]
     """
     device = torch.device("cpu") if generator is None else generator.device
     order = torch.rand(labels.shape, generator=generator, device=device).argsort(-1).to(labels.device)

@@ -25,6 +25,10 @@ class Routing:
     `weights` sum to one over the selected experts of a row unless raw scores were asked for (to zero where none is
     allowed or the row is masked); `probs` are the scores of all allowed experts and `logits` what they were made from;
     `mask` is true for rows that count.
+
+    >>> routing = route(torch.tensor([[0.0, 3.0, 3.0]]), 2)
+    >>> routing.dense().tolist(), routing.selected.tolist(), routing.k, routing.experts
+    ([[0.0, 0.5, 0.5]], [[False, True, True]], 2, 3)
     """
 
     weights: Float[Tensor, "*b k"]
@@ -79,6 +83,7 @@ def route(
     >>> route(torch.zeros(4), 2, renormalize=False).weights.tolist()
     [0.25, 0.25]
     """
+    _fit(logits, allowed, mask, bias)
     experts = logits.shape[-1]
     if not 0 <= k <= experts:
         raise ValueError(f"expected k in 0..{experts} (the number of experts), got {k}")
@@ -105,6 +110,27 @@ def route(
         kept = torch.nn.functional.logsigmoid(logits / temperature).gather(-1, indices)
         weights = kept.masked_fill(~chosen, floor).softmax(-1) * chosen
     return Routing(weights=weights, indices=indices, probs=probs, logits=logits, mask=mask)
+
+
+def _fit(logits: Tensor, allowed: Tensor | None, mask: Tensor | None, bias: Tensor | None) -> None:
+    """Refuse what broadcasting would take for something else, such as the mask of one sample for a batch."""
+    if not logits.ndim or not logits.shape[-1]:
+        raise ValueError(f"expected logits with a last axis of at least one expert, got shape {tuple(logits.shape)}")
+    if mask is not None and (mask.shape != logits.shape[:-1] or mask.dtype != torch.bool):
+        raise ValueError(
+            f"expected a bool mask of shape {tuple(logits.shape[:-1])}, true for rows that count, got {mask.dtype} of "
+            f"shape {tuple(mask.shape)}"
+        )
+    if allowed is not None:
+        sizes = zip(reversed(allowed.shape[:-1]), reversed(logits.shape[:-1]), strict=False)
+        fits = allowed.ndim <= logits.ndim and all(have in (1, want) for have, want in sizes)
+        if not fits or allowed.shape[-1:] != logits.shape[-1:] or allowed.dtype != torch.bool:
+            raise ValueError(
+                f"expected `allowed` as bool that broadcasts to {tuple(logits.shape)}, one column an expert, got "
+                f"{allowed.dtype} of shape {tuple(allowed.shape)}"
+            )
+    if bias is not None and bias.shape != logits.shape[-1:]:
+        raise ValueError(f"expected a bias of shape {tuple(logits.shape[-1:])}, got {tuple(bias.shape)}")
 
 
 def _best(ranking: Float[Tensor, "*b E"], k: int) -> Int[Tensor, "*b k"]:

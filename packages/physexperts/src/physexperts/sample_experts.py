@@ -21,7 +21,13 @@ __all__ = ["Pairs", "SampleExperts"]
 
 @dataclass(frozen=True)
 class Pairs:
-    """What the selected experts said, one row a (sample, expert) pair, by expert and then by sample."""
+    """What the selected experts said, one row a (sample, expert) pair, by expert and then by sample.
+
+    >>> one = torch.tensor([0, 0])  # both pairs belong to sample 0 of two
+    >>> pairs = Pairs(torch.tensor([[1.0], [3.0]]), one, torch.tensor([0, 1]), torch.tensor([0.5, 0.5]), batch=2)
+    >>> pairs.combine().tolist()
+    [[2.0], [0.0]]
+    """
 
     values: Float[Tensor, "p *shape"]
     samples: Int[Tensor, " p"]
@@ -44,7 +50,14 @@ class Pairs:
 
 
 class SampleExperts(nn.Module):
-    """A list of experts called as `expert(x, *context)`, every argument with the batch in front."""
+    """A list of experts called as `expert(x, *context)`, every argument with the batch in front.
+
+    >>> from physexperts import route
+    >>> experts = SampleExperts([nn.Identity(), nn.Identity(), nn.Identity()])
+    >>> pairs = experts(torch.ones(2, 4), route(torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]), 1))
+    >>> pairs.samples.tolist(), pairs.experts.tolist(), pairs.combine().shape
+    ([0, 1], [0, 2], torch.Size([2, 4]))
+    """
 
     def __init__(self, experts: Iterable[nn.Module]) -> None:
         super().__init__()

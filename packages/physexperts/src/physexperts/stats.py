@@ -23,6 +23,10 @@ class Limits:
     """When a router is called unhealthy (our choice): a share of the weights that makes an expert dominant, a maximal
     violation (3: some expert has four times its share), an entropy at which the router no longer explores, the number
     of dead experts that is tolerated, and how many rows must have been seen before anything is said.
+
+    >>> stats = RouterStats(experts=4)
+    >>> stats.read(limits=Limits(rows=0, dead=4)).complaints  # nothing was routed: nothing to say
+    ()
     """
 
     dominant: float = 0.5
@@ -42,6 +46,13 @@ class Health:
     with more than the limit's share of the weights; `label_expert[l, e]` the share of the rows with label l that
     selected e and `label_weight[l, e]` their mean weight of e (NaN for labels not seen); `pearson[l, m]` the
     correlation of the rows l and m of `label_weight` (NaN where a label was not seen or spreads evenly).
+
+    >>> from physexperts import route
+    >>> stats = RouterStats(experts=4)
+    >>> stats.update(route(torch.tensor([[9.0, 0.0, 0.0, 0.0]] * 100), 1))
+    >>> health = stats.read()
+    >>> health.dead, health.dominant, health.max_violation, health.complaints[0]
+    ((1, 2, 3), (0,), 3.0, '3 of 4 experts were never selected: [1, 2, 3]')
     """
 
     rows: int
@@ -62,6 +73,8 @@ class Health:
         limits, found = self.limits, []
         if self.rows < limits.rows or not self.load.sum():
             return ()
+        if not self.importance.isfinite().all():
+            found.append("weights that are not finite: the router saw NaN or infinite logits")
         if len(self.dead) > limits.dead:
             found.append(f"{len(self.dead)} of {len(self.load)} experts were never selected: {list(self.dead)}")
         if self.dominant and len(self.load) > 1:
@@ -131,6 +144,8 @@ class RouterStats(nn.Module):
                 f"expected labels of shape {(*routing.mask.shape, len(self.labelled))}, got {tuple(labels.shape)}; "
                 f"RouterStats(experts, labels=...) says how many there are"
             )
+        if routing.experts != self.experts:
+            raise ValueError(f"expected a routing over {self.experts} experts, got one over {routing.experts}")
         selected = routing.selected.flatten(0, -2)
         dense = routing.dense().flatten(0, -2)
         self.selections += selected.sum(0)

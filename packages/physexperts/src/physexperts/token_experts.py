@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from physexperts.execution import Implementation, choose, combine, gather, grouped_linear, plan
+from physexperts.execution import Implementation, choose, combine, gather, grouped_linear, plan, spread
 from physexperts.precision import autocast_dtype, outside_autocast
 from physexperts.routing import Routing
 
@@ -41,11 +41,16 @@ class _TokenExperts(nn.Module):
     def __len__(self) -> int:
         return self.num_experts
 
-    def weights(self) -> tuple[Tensor, ...]:
+    def weights(self) -> tuple[Float[Tensor, "E _ _"], ...]:
         """The 3-D weights in the order in which `apply` multiplies with them."""
         raise AssertionError("each kind of expert names its weights")
 
-    def apply_with(self, x: Tensor, weights: tuple[Tensor, ...], linear: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def apply_with(
+        self,
+        x: Float[Tensor, "r c"],
+        weights: tuple[Float[Tensor, "..."], ...],
+        linear: Callable[[Tensor, Tensor], Tensor],
+    ) -> Float[Tensor, "r o"]:
         """What an expert computes, given the product of rows with a weight."""
         raise AssertionError("each kind of expert says what it computes")
 
@@ -67,6 +72,11 @@ class _TokenExperts(nn.Module):
                 f"expected k experts and k weights for each token of {tuple(hidden_states.shape[:-1])}, got "
                 f"{tuple(top_k_index.shape)} and {tuple(top_k_weights.shape)}; "
                 "token-level experts take one decision a token"
+            )
+        if not hidden_states.is_floating_point() or top_k_index.is_floating_point() or top_k_index.dtype == torch.bool:
+            raise ValueError(
+                f"expected floating-point tokens and whole expert numbers, got {hidden_states.dtype} and "
+                f"{top_k_index.dtype}"
             )
         device = hidden_states.device
         dtype = autocast_dtype(device, weights[0].dtype)
@@ -96,7 +106,7 @@ class _TokenExperts(nn.Module):
 
     def _dense(self, x: Tensor, index: Tensor, gates: Tensor, weights: tuple[Tensor, ...], native: bool) -> Tensor:
         """Every expert on every token: what is left to do when everybody is selected anyway."""
-        dense = gates.new_zeros(len(x), len(self)).scatter_add(-1, index, gates).to(x.dtype)
+        dense = spread(index, gates, len(self)).to(x.dtype)
         x = x.masked_fill(~(dense != 0).any(-1, keepdim=True), 0.0)  # dead tokens may hold anything, NaN too
         out = None
         for e in range(len(self)):
@@ -132,16 +142,22 @@ class LinearExperts(_TokenExperts):
         implementation: Implementation = "auto",
     ) -> None:
         super().__init__(experts, implementation)
+        _check_init(init)
         out_dim = dim if out_dim is None else out_dim
         self.weight = nn.Parameter(torch.empty(experts, out_dim, dim))
         self.bias = nn.Parameter(torch.zeros(experts, out_dim)) if bias else None
         _fill(self.weight, dim if init == "uniform" else None)
 
-    def weights(self) -> tuple[Tensor, ...]:
+    def weights(self) -> tuple[Float[Tensor, "E _ _"], ...]:
         """One matrix an expert, (E, out, in)."""
         return (self.weight,)
 
-    def apply_with(self, x: Tensor, weights: tuple[Tensor, ...], linear: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def apply_with(
+        self,
+        x: Float[Tensor, "r c"],
+        weights: tuple[Float[Tensor, "..."], ...],
+        linear: Callable[[Tensor, Tensor], Tensor],
+    ) -> Float[Tensor, "r o"]:
         """W x; the bias is added after the sum over experts, where it is one small product."""
         return linear(x, weights[0])
 
@@ -155,9 +171,8 @@ class LinearExperts(_TokenExperts):
         out = super().forward(hidden_states, top_k_index, top_k_weights)
         if self.bias is None:
             return out
-        shape = (*top_k_weights.shape[:-1], len(self))
         with outside_autocast(out.device):
-            dense = top_k_weights.new_zeros(shape).scatter_add(-1, top_k_index, top_k_weights)
+            dense = spread(top_k_index, top_k_weights, len(self))
             return out + (dense.to(self.bias.dtype) @ self.bias).to(out.dtype)
 
 
@@ -182,6 +197,7 @@ class GLUExperts(_TokenExperts):
         implementation: Implementation = "auto",
     ) -> None:
         super().__init__(experts, implementation)
+        _check_init(init)
         if activation not in ACTIVATIONS:
             raise ValueError(f"expected an activation of {', '.join(ACTIVATIONS)}, got {activation!r}")
         self.activation, self.act_fn = activation, ACTIVATIONS[activation]
@@ -191,11 +207,16 @@ class GLUExperts(_TokenExperts):
         _fill(self.gate_up_proj, dim)
         _fill(self.down_proj, hidden if init == "uniform" else None)
 
-    def weights(self) -> tuple[Tensor, ...]:
+    def weights(self) -> tuple[Float[Tensor, "E _ _"], ...]:
         """(E, 2 hidden, dim) and (E, dim, hidden)."""
         return self.gate_up_proj, self.down_proj
 
-    def apply_with(self, x: Tensor, weights: tuple[Tensor, ...], linear: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def apply_with(
+        self,
+        x: Float[Tensor, "r c"],
+        weights: tuple[Float[Tensor, "..."], ...],
+        linear: Callable[[Tensor, Tensor], Tensor],
+    ) -> Float[Tensor, "r o"]:
         """W_down (act(gate) * up)."""
         return linear(self._apply_gate(linear(x, weights[0])), weights[1])
 
@@ -216,6 +237,11 @@ class GLUExperts(_TokenExperts):
         flat = hidden_states.reshape(-1, hidden_states.shape[-1])
         weights = top_k_weights.reshape(-1, k).to(flat.dtype)
         return self.borrowed(self, flat, top_k_index.reshape(-1, k), weights).view(hidden_states.shape)
+
+
+def _check_init(init: str) -> None:
+    if init not in ("zero", "uniform"):
+        raise ValueError(f"expected init zero or uniform, got {init!r}")
 
 
 def _fill(weight: Tensor, fan_in: int | None) -> None:

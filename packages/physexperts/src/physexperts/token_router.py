@@ -51,6 +51,10 @@ class TokenTopKRouter(nn.Module):
         super().__init__()
         if not 0 <= k <= experts:
             raise ValueError(f"expected k in 0..{experts} (the number of experts), got {k}")
+        if not temperature > 0:
+            raise ValueError(f"expected a positive temperature, got {temperature}")
+        if score not in ("softmax", "sigmoid"):
+            raise ValueError(f"expected score softmax or sigmoid, got {score!r}")
         if not 0 <= jitter < 1:
             raise ValueError(f"expected jitter in [0, 1), got {jitter}")
         self.experts, self.k = experts, k
@@ -98,5 +102,7 @@ class TokenTopKRouter(nn.Module):
         """
         if self.expert_bias is None:
             raise ValueError("expected a router with expert_bias=True, got one without a bias to update")
+        if selections.shape != self.expert_bias.shape:
+            raise ValueError(f"expected counts of {self.experts} experts, got shape {tuple(selections.shape)}")
         counts = summed(selections.to(torch.float64), group)
         self.expert_bias += rate * (counts.mean() - counts).sign().to(self.expert_bias.dtype)
