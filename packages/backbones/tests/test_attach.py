@@ -1,5 +1,6 @@
 """Attaching: identity at the start, exactly + D in the guided velocity, and no trace after detaching."""
 
+import copy
 import inspect
 
 import pytest
@@ -330,3 +331,23 @@ def test_what_would_go_wrong_in_silence_is_refused(backbone):
     with pytest.raises(RuntimeError, match="Attach before"):
         attach(backbone, Probe())
     del model.forward
+
+
+def test_a_transformer_that_is_changed_after_attaching_is_refused(backbone):
+    pipe = backbone.pipe
+    stock = pipe.transformer
+    try:
+        with attach(backbone, Probe()):
+            pipe.transformer = copy.deepcopy(pipe.vae)
+            with pytest.raises(RuntimeError, match="transformer was changed after attaching"):
+                pipe.encode_prompt("a ball")
+    finally:
+        pipe.transformer = stock
+
+
+@pytest.mark.parametrize("given", [0.5, (0.1, 0.2, 0.3), (0.9, 0.1)])
+def test_what_is_no_range_of_noise_levels_is_refused(backbone, given):
+    adapter = Probe()
+    adapter.sigma_range = given
+    with pytest.raises(ValueError, match=r"expected a sigma_range \(low, high\)"):
+        attach(backbone, adapter)

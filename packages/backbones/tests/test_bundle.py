@@ -1,5 +1,6 @@
 """Bundles: what was saved is what comes back, and only where it belongs."""
 
+import inspect
 import json
 from importlib.metadata import EntryPoint, EntryPoints
 
@@ -203,3 +204,20 @@ def test_backbone_and_bundle_from_disk_give_the_same_video(saved, backbone, tmp_
             videos.append(sample(each, ["a red ball"], seed=0, **size))
     assert torch.equal(*videos)
     assert not torch.equal(videos[0], sample(backbone, ["a red ball"], seed=0, **size))
+
+
+@pytest.mark.parametrize("bad", [{"requires": "weights"}, {"kind": ""}, {"backbone": object()}])
+def test_a_bundle_that_would_not_come_back_is_not_saved(backbone, tmp_path, bad):
+    given = {"kind": "calm", "groups": {}, "backbone": backbone, "config": {}} | bad
+    save = inspect.unwrap(bundle.save)  # the tests' type checks answer before it
+    with pytest.raises(ValueError, match="expected a "):
+        save(tmp_path / "b", **given)
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("change", [{"requires": "weights"}, {"backbone": {}}, {"backbone": "x"}])
+def test_a_bundle_that_does_not_say_what_it_was_made_for_is_refused(saved, change):
+    path = saved / "bundle.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match="expected requires among"):
+        bundle.load(saved)

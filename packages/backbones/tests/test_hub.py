@@ -283,3 +283,15 @@ def test_the_card_names_a_base_model_that_is_on_the_hub(backbone, tmp_path):
     meta["backbone"]["id"] = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
     front = hub.card(meta, "org/name").split("---\n")[1]
     assert yaml.safe_load(front)["base_model"] == "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence(shelf, backbone, tmp_path, monkeypatch):
+    httpx = pytest.importorskip("httpx")
+    folder = save(tmp_path / "made", backbone)
+
+    def down(*args, **kwargs):
+        raise httpx.ConnectError("no route")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", down)
+    with pytest.raises(ValueError, match="the hub did not take org/name: no route"):
+        bundle.push(folder, "org/name")

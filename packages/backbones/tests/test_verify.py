@@ -132,3 +132,10 @@ def test_a_sampling_that_is_no_number_does_not_hold():
     assert Verification(False, 0.0, 0.0, 0.1, 0.1).holds
     assert not Verification(False, float("nan"), 0.0, 0.1, 0.1).holds
     assert not Verification(False, 0.0, float("nan"), 0.1, 0.1).holds
+
+
+@pytest.mark.parametrize("content", ["[]", '{"format": 1}'])
+def test_a_record_that_lacks_something_is_refused(recorded, backbone, content):
+    (recorded / "verify.json").write_text(content)
+    with pytest.raises(ValueError, match=r"format|lacks"):
+        verify.verify(recorded, backbone)

@@ -339,3 +339,31 @@ def test_a_ti2v_model_in_an_image_pipeline_keeps_first_frames_and_wants_them(bac
 def test_one_dtype_is_wanted(backbone):
     with pytest.raises(ValueError, match="expected one dtype"):
         load("world", dtype=torch.float16, torch_dtype=torch.bfloat16)
+
+
+def test_what_predict_would_broadcast_or_crop_in_silence_is_refused(backbone):
+    text, x, half = backbone.embed(["a ball"]), torch.zeros(1, 16, 5, 8, 8), torch.tensor([0.5])
+    asks = [
+        (x[:, :3], half, text, "expected latents"),
+        (x[..., :7], half, text, "multiples of 2"),
+        (x, torch.tensor([0.5, 0.5]), text, "one noise level a clip"),
+        (x, torch.tensor([500.0]), text, r"expected sigma in \[0, 1\]"),
+        (x, half, backbone.embed(["a ball", "a ball"]), "text of 1 prompts"),
+    ]
+    for latent, sigma, words, sentence in asks:
+        with pytest.raises(ValueError, match=sentence):
+            backbone.check_asked(latent, sigma, words)
+    with pytest.raises(ValueError, match="text of 1 prompts"):
+        backbone.predict(x, half, asks[-1][2])
+
+
+def test_a_bare_string_is_no_list_of_prompts(backbone):
+    with pytest.raises(ValueError, match="expected a list of one or more prompts"):
+        sample(backbone, "a ball", seed=0)
+    with pytest.raises(ValueError, match="expected a list of one or more prompts"):
+        backbone.embed([])
+
+
+def test_a_first_frame_of_0_to_255_is_refused(backbone):
+    with pytest.raises(ValueError, match=r"got \[255, 255\]"):
+        sample(backbone, ["a ball"], seed=0, image=torch.full((1, 3, 32, 32), 255.0))

@@ -162,6 +162,12 @@ class Attached:
 
         @wraps(stock)
         def encode_prompt(*args: Any, **kwargs: Any) -> Any:
+            parts = [m for m in pipe.components.values() if isinstance(m, nn.Module)]  # a wrapper has it inside
+            if not all(any(m is model for part in parts for m in part.modules()) for model in self._models):
+                raise RuntimeError(
+                    "the transformer was changed after attaching, and the adapter stayed on the former one: detach,"
+                    " change the transformer, attach again."
+                )
             if self.mode == "after_guidance" and pipe.scheduler is not self._scheduler:
                 raise RuntimeError(
                     "the scheduler was changed after attaching, and mode 'after_guidance' corrects in its step: detach,"
@@ -284,10 +290,9 @@ class Attached:
         given = {"physics": physics} if self._takes_physics else {}
         with torch.autocast(device_type=seen.device.type, enabled=False):
             delta = self.adapter.correction(asked.x_s, seen, asked.sigma, asked.text, **given)
-        if delta.shape != seen.shape:
-            raise ValueError(
-                f"expected a correction of shape {tuple(seen.shape)}, got {tuple(delta.shape)} from {self.adapter.kind}"
-            )
+        if not isinstance(delta, Tensor) or delta.shape != seen.shape:  # pyright: ignore[reportUnnecessaryIsInstance]
+            came = tuple(delta.shape) if isinstance(delta, Tensor) else repr(delta)  # pyright: ignore
+            raise ValueError(f"expected a correction of shape {tuple(seen.shape)}, got {came} from {self.adapter.kind}")
         return delta if inside is None else torch.where(inside.view(-1, 1, 1, 1, 1), delta, 0.0)
 
     def _place(self, device: torch.device) -> None:
@@ -348,7 +353,11 @@ def check_deep(adapter: Any, mode: str) -> None:
 
 def sigma_range(adapter: Any) -> tuple[float, float]:
     """Read the noise levels that an adapter was trained on; ValueError for what is no range in [0, 1]."""
-    low, high = map(float, getattr(adapter, "sigma_range", (0.0, 1.0)))
+    given = getattr(adapter, "sigma_range", (0.0, 1.0))
+    try:
+        low, high = map(float, given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"expected a sigma_range (low, high), got {given!r}") from error
     if not 0.0 <= low < high <= 1.0:
         raise ValueError(f"expected a sigma_range (low, high) with 0 <= low < high <= 1, got ({low}, {high})")
     return low, high

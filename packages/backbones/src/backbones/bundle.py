@@ -34,6 +34,8 @@ __all__ = ["Bundle", "build", "check", "load", "pull", "push", "resolve", "save"
 
 FORMAT = 1
 KEYS = ("kind", "requires", "groups", "sha256", "backbone", "config")
+MADE_FOR = ("id", "config_hash", "latent_hash", "backbone_digest", "spec")
+REQUIRES = ("config", "latent")
 TENSORS, META = "bundle.safetensors", "bundle.json"
 CARD, SOURCE = "README.md", "source.json"
 FILES = (META, TENSORS, CARD, "verify.json", *lora.FILES.values())  # what travels, and nothing else does
@@ -68,11 +70,16 @@ def save(
     requires: Literal["config", "latent"] = "config",
     lora_parts: Mapping[str, nn.Module] | None = None,
 ) -> Path:
-    """Write a bundle and give its folder; ValueError for a group name with a dot (it would not come back).
+    """Write a bundle and give its folder; ValueError for what would not come back: a group name with a dot, another
+    `requires`, no `kind`, a bare pipeline as the backbone.
 
     `lora_parts` ({"transformer": module, "transformer_2": module}) are stock transformers whose trained LoRA is written
     beside it, in the files that diffusers' `load_lora_weights` takes (`backbones.lora.load` loads them all).
     """
+    if requires not in REQUIRES or not kind:
+        raise ValueError(f"expected a kind and requires among {', '.join(REQUIRES)}, got {kind!r} and {requires!r}")
+    if not hasattr(backbone, "latent_hash"):
+        raise ValueError(f"expected a backbone, got {type(backbone).__name__}: pass backbones.wrap(pipe)")
     bad = [g for g in groups if "." in g or not g]
     if bad:
         raise ValueError(f"expected group names without dots, got {', '.join(map(repr, bad))}")
@@ -124,6 +131,12 @@ def load(name: str | Path) -> Bundle:
         )
     if lacking := [key for key in KEYS if key not in meta]:
         raise ValueError(f"expected the keys {', '.join(KEYS)} in {folder / META}, got it without {', '.join(lacking)}")
+    made = meta["backbone"]
+    if meta["requires"] not in REQUIRES or not isinstance(made, dict) or any(key not in made for key in MADE_FOR):
+        raise ValueError(
+            f"expected requires among {', '.join(REQUIRES)} and a backbone with {', '.join(MADE_FOR)} in"
+            f" {folder / META}, got others: copy the bundle again"
+        )
     content = (folder / TENSORS).read_bytes()
     if hashlib.sha256(content).hexdigest() != meta["sha256"]:
         raise ValueError(f"{folder / TENSORS} is not the file that {META} describes: copy the bundle again")
@@ -276,6 +289,8 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> Path:
 def _source(folder: Path) -> str:
     if (folder / SOURCE).is_file():
         about = json.loads((folder / SOURCE).read_text())
+        if not isinstance(about, dict) or not {"repo", "commit"} <= about.keys():
+            raise ValueError(f"expected repo and commit in {folder / SOURCE}: pull the bundle again")
         return f"{about['repo']}@{about['commit']}"
     found = hub.commit_of(folder)
     return "" if found is None else "@".join(found)

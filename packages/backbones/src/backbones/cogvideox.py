@@ -136,6 +136,7 @@ class CogVideoXBackbone(StockBackbone):
         map of levels: its gates are one a clip.
         """
         self.check_condition(condition)
+        self.check_asked(x_s, sigma, text)
         if sigma.ndim != 1:
             raise ValueError(
                 f"expected one noise level a clip, (b,), for {self.id}, got {tuple(sigma.shape)}: CogVideoX has no"

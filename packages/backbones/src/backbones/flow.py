@@ -36,6 +36,11 @@ def optical_flow(
 
     ValueError for fewer than two frames or an unknown method; ImportError or ValueError when RAFT's parts are missing.
     """
+    if not isinstance(video, np.ndarray) or video.dtype != np.uint8 or video.shape[3:] != (3,):  # pyright: ignore
+        raise ValueError(
+            f"expected a uint8 numpy video (t, h, w, 3), got {video.dtype} of {tuple(video.shape)}."
+            " From a video (3, t, h, w) in [-1, 1]: ((v + 1) * 127.5).round().byte().permute(1, 2, 3, 0).numpy()."
+        )
     if len(video) < 2:
         raise ValueError(f"expected at least 2 frames, got {len(video)}: flow lies between frames")
     if method not in ("dis", "raft"):

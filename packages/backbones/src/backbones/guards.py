@@ -51,6 +51,8 @@ def value_range(video: Tensor) -> None:
     """Refuse a video that is not float in [-1, 1]."""
     if not video.is_floating_point():
         raise ValueError(f"expected a float video in [-1, 1], got {video.dtype}. From uint8: video / 127.5 - 1.")
+    if not video.numel():
+        raise ValueError(f"expected a video in [-1, 1], got an empty tensor of shape {tuple(video.shape)}")
     low, high = float(video.detach().min()), float(video.detach().max())
     if not (low >= -1.01 and high <= 1.01):  # also for nan
         raise ValueError(f"expected a video in [-1, 1], got [{low:.3g}, {high:.3g}]. From uint8: video / 127.5 - 1.")

@@ -43,7 +43,7 @@ def upload(
             api.create_branch(repo_id, branch=branch, exist_ok=True)
         add = [hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=data) for name, data in files.items()]
         done = api.create_commit(repo_id, add, commit_message=message, revision=branch)
-    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
+    except (OSError, ValueError, *_refusals(hub)) as error:
         raise ValueError(
             f"the hub did not take {repo_id}: {_first_line(error)} (log in with `hf auth login`)"
         ) from error
@@ -60,7 +60,7 @@ def download(
     hub = _client()
     try:
         folder = hub.snapshot_download(repo_id, revision=revision, allow_patterns=list(names), token=token)
-    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
+    except (OSError, ValueError, *_refusals(hub)) as error:
         at = "" if revision is None else f" at {revision}"
         raise ValueError(f"nothing came from the hub for {repo_id}{at}: {_first_line(error)}") from error
     return Path(folder), Path(folder).name
@@ -124,6 +124,15 @@ def _client() -> Any:
     except ImportError as error:
         raise ImportError("the hub needs its client: uv pip install huggingface-hub") from error
     return huggingface_hub
+
+
+def _refusals(hub: Any) -> tuple[type[Exception], ...]:
+    """Give what the client raises beside OSError: newer ones speak through httpx, whose errors are no OSError."""
+    try:
+        import httpx  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return (hub.errors.HfHubHTTPError,)
+    return (hub.errors.HfHubHTTPError, httpx.HTTPError)
 
 
 def _first_line(error: Exception) -> str:

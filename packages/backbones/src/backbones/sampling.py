@@ -14,6 +14,7 @@ from diffusers import WanImageToVideoPipeline
 from jaxtyping import Float
 from torch import Tensor
 
+from backbones import guards
 from backbones.stock import StockBackbone, pictures
 
 __all__ = ["noise", "sample"]
@@ -48,7 +49,12 @@ def sample(
     (through `WanImageToVideoPipeline`). Clips with an image are sampled one by one: those pipelines repeat a batch of
     images by the batch.
     """
+    if isinstance(prompts, str):
+        raise ValueError(f"expected a list of one or more prompts, such as ['a red ball'], got {prompts!r}")
     prompts = list(prompts)
+    backbone.check_words(prompts)
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"expected a batch_size of 1 or more, got {batch_size}")
     if image is None and (backbone.conditioned or isinstance(backbone.pipe, WanImageToVideoPipeline)):
         raise ValueError(
             f"{backbone.id} is an image-to-video pipeline: pass `image`, the first frame of each clip (a TI2V model"
@@ -56,8 +62,9 @@ def sample(
         )
     if image is not None and tuple(image.shape[2:]) != (height, width):
         raise ValueError(f"expected first frames of {height} x {width}, got {tuple(image.shape[2:])}")
+    if image is not None:
+        guards.value_range(image)
     latents = _latents(backbone, prompts, seed, noise, (frames, height, width))
-    backbone.check_words(prompts)
     settings: dict[str, Any] = {
         "height": height,
         "width": width,

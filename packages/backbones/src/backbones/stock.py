@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from backbones import guards, paths
-from backbones.contract import Condition, Spec, fingerprint
+from backbones.contract import Condition, Spec, Text, fingerprint
 
 __all__ = ["StockBackbone", "pictures"]
 
@@ -86,6 +86,8 @@ class StockBackbone:
 
     def encode(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b c tl hl wl"]:
         """Give normalised latents of a video in [-1, 1]; ValueError for another range or a wrong frame count."""
+        if video.ndim != 5 or video.shape[1] != 3 or not len(video):
+            raise ValueError(f"expected a video (b, 3, t, h, w), got {tuple(video.shape)}: permute its axes")
         self.spec.latent.shape(*video.shape[2:])
         guards.value_range(video)
         vae = self.pipe.vae
@@ -96,6 +98,10 @@ class StockBackbone:
 
     def decode(self, latent: Float[Tensor, "b c tl hl wl"]) -> Float[Tensor, "b 3 t h w"]:
         """Give the video in [-1, 1] of normalised latents (clamped: there is no gradient outside)."""
+        if latent.ndim != 5 or latent.shape[1] != self.spec.latent.channels:
+            raise ValueError(
+                f"expected latents (b, {self.spec.latent.channels}, t, h, w) of {self.id}, got {tuple(latent.shape)}"
+            )
         vae = self.pipe.vae
         z = latent[:, :, self.spec.latent.lead :].to(device=vae.device, dtype=vae.dtype)
         mean, std = self._normalisation(z)
@@ -118,7 +124,11 @@ class StockBackbone:
             raise RuntimeError(f"the frozen weights of {self.id} changed: digest {before} became {self.digest}")
 
     def check_words(self, prompts: list[str]) -> None:
-        """Warn, naming them, of words that a word-level vocabulary lacks; a subword tokenizer lacks none."""
+        """Warn, naming them, of words that a word-level vocabulary lacks; a subword tokenizer lacks none. ValueError
+        for what is no list of prompts (a string would be read letter by letter).
+        """
+        if isinstance(prompts, str) or not prompts or not all(isinstance(p, str) for p in prompts):
+            raise ValueError(f"expected a list of one or more prompts, such as ['a red ball'], got {prompts!r}")
         if not self._closed:
             return
         tokenizer = self.pipe.tokenizer
@@ -155,6 +165,24 @@ class StockBackbone:
             )
         if not self.conditioned and condition is not None:
             raise ValueError(f"{self.id} reads no image channels, got a condition: leave it out")
+
+    def check_asked(self, x_s: Tensor, sigma: Tensor, text: Text) -> None:
+        """Refuse what `predict` would broadcast, crop or read as another noise level in silence."""
+        latent, (_, ph, pw) = self.spec.latent, self.spec.latent.patch
+        if x_s.ndim != 5 or x_s.shape[1] != latent.channels or x_s.shape[3] % ph or x_s.shape[4] % pw:
+            raise ValueError(
+                f"expected latents (b, {latent.channels}, t, h, w) with h and w multiples of {ph} and {pw} for"
+                f" {self.id}, got {tuple(x_s.shape)}: make them with backbone.encode or backbones.noise."
+            )
+        if not isinstance(sigma, Tensor) or sigma.ndim == 0 or len(sigma) != len(x_s):
+            came = tuple(sigma.shape) if isinstance(sigma, Tensor) else repr(sigma)
+            raise ValueError(f"expected a tensor of one noise level a clip, ({len(x_s)},), as `sigma`, got {came}")
+        if not isinstance(text, Text) or len(text) != len(x_s):  # pyright: ignore[reportUnnecessaryIsInstance]
+            came = len(text) if isinstance(text, Text) else type(text).__name__  # pyright: ignore
+            raise ValueError(f"expected text of {len(x_s)} prompts, one a clip, as backbone.embed gives, got {came}")
+        # looking at values elsewhere would wait for the device
+        if sigma.device.type == "cpu" and not bool(((sigma >= 0) & (sigma <= 1)).all()):
+            raise ValueError(f"expected sigma in [0, 1], 1 is noise, got {sigma.tolist()}: a timestep is sigma * 1000")
 
     def _normalisation(self, like: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = self.spec.latent.mean, self.spec.latent.std

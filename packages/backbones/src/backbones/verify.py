@@ -124,9 +124,12 @@ def verify(folder: str | Path, backbone: Backbone) -> Verification:
             f"{folder} holds no {FILE}: nothing was recorded. Record it where the adapter was trained"
             f" (backbones.verify.record, or `python -m backbones verify-export {folder} --record`)."
         )
-    kept: dict[str, Any] = json.loads(path.read_text())
-    if kept.get("format") != FORMAT:
-        raise ValueError(f"expected {FILE} of format {FORMAT}, got {kept.get('format')}. Update physbackbones.")
+    kept: Any = json.loads(path.read_text())
+    if not isinstance(kept, dict) or kept.get("format") != FORMAT:
+        found_format = kept.get("format") if isinstance(kept, dict) else type(kept).__name__
+        raise ValueError(f"expected {FILE} of format {FORMAT}, got {found_format}. Update physbackbones.")
+    if lacking := [k for k in ("bundle", "backbone", "probe", "plain", "corrected", "difference") if k not in kept]:
+        raise ValueError(f"{path} lacks {', '.join(lacking)}: record it again")
     made = bundles.load(folder)
     if kept["bundle"] != made.meta["sha256"]:
         raise ValueError(f"{path} was recorded for other tensors than those of this bundle: record it again")

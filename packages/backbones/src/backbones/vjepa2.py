@@ -30,6 +30,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, VJEPA2Config, VJEPA2Model
 from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2RopeAttention
 
+from backbones import guards
+
 __all__ = ["SIZES", "Features", "VJEPA2Encoder", "latent_of", "prefix", "tubelets_of"]
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, what V-JEPA 2 was trained with
@@ -179,11 +181,9 @@ class VJEPA2Encoder:
         `pad="first"` puts a copy of frame 0 in front. `layers` are blocks whose output is kept too, from 0 (negative:
         from the end). ValueError for a video outside [-1, 1], an odd count of frames, a size off the patch grid.
         """
-        low, high = (float(x) for x in video.detach().aminmax())
-        if not (low >= -1.01 and high <= 1.01):
-            raise ValueError(
-                f"expected a video in [-1, 1], got [{low:.3g}, {high:.3g}]. From uint8: video / 127.5 - 1."
-            )
+        if video.ndim != 5 or video.shape[1] != 3:
+            raise ValueError(f"expected a video (b, 3, t, h, w), got {tuple(video.shape)}: permute its axes")
+        guards.value_range(video)
         if pad not in (None, "first"):
             raise ValueError(f"expected pad None or 'first', got {pad!r}")
         wanted = {k % self.depth if -self.depth <= k < self.depth else self._no_layer(k) for k in layers}

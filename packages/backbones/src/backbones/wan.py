@@ -114,6 +114,7 @@ class WanBackbone(StockBackbone):
         make Wan count on 512 rows) and for noise levels on both sides of a boundary between two transformers.
         """
         self.check_condition(condition)
+        self.check_asked(x_s, sigma, text)
         pt, ph, pw = self.spec.latent.patch
         b, _, t, h, w = x_s.shape
         tokens = (t // pt) * (h // ph) * (w // pw)
