@@ -83,6 +83,14 @@ def a_compiled_checkpoint_equals_eager():
 
 
 @law
+def a_checkpointed_compiled_mixture_counts_once():
+    module, x = mixture("loop"), torch.randn(20, 16, requires_grad=True)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    checkpoint(lambda x: compiled(x).delta, x, use_reentrant=False).square().sum().backward()
+    assert module.stats.read().rows == 20, module.stats.read().rows
+
+
+@law
 def inductor_equals_eager():
     experts, index = LinearExperts(6, 16), torch.randint(6, (20, 2))
     leaves = torch.randn(20, 16, requires_grad=True), torch.rand(20, 2, requires_grad=True)

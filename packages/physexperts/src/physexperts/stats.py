@@ -148,16 +148,16 @@ class RouterStats(nn.Module):
             raise ValueError(f"expected a routing over {self.experts} experts, got one over {routing.experts}")
         selected = routing.selected.flatten(0, -2)
         dense = routing.dense().flatten(0, -2)
-        self.selections += selected.sum(0)
-        self.rows += routing.mask.sum()
-        self.weights += dense.double().sum(0)
+        _count(self.selections, selected.sum(0))
+        _count(self.rows, routing.mask.sum())
+        _count(self.weights, dense.double().sum(0))
         scores = routing.probs.double()
-        self.entropy += torch.special.entr(scores / scores.sum(-1, keepdim=True).clamp(min=1e-300)).sum()
+        _count(self.entropy, torch.special.entr(scores / scores.sum(-1, keepdim=True).clamp(min=1e-300)).sum())
         if labels is not None:
             present = labels.flatten(0, -2).double().masked_fill(~routing.mask.flatten()[:, None], 0.0)
-            self.labelled += present.sum(0)
-            self.together += present.T @ selected.double()
-            self.together_weight += present.T @ dense.double()
+            _count(self.labelled, present.sum(0))
+            _count(self.together, present.T @ selected.double())
+            _count(self.together_weight, present.T @ dense.double())
 
     def reset(self) -> None:
         """Start counting anew."""
@@ -201,3 +201,19 @@ def _pearson(rows: Float[Tensor, "L E"]) -> Float[Tensor, "L L"]:
 def _inside_backward() -> bool:
     """Is this forward run by the autograd engine, that is, repeated by activation checkpointing?"""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def _add(total: Tensor, amount: Tensor) -> None:
+    if torch._C._current_graph_task_id() == -1:
+        total += amount
+
+
+# An operator of its own, so that a compiled module also asks when it runs and not when it is traced.
+_count = torch.library.custom_op(
+    "physexperts::count", _add, mutates_args=("total",), schema="(Tensor(a!) total, Tensor amount) -> ()"
+)
+
+
+@_count.register_fake
+def _(total: Tensor, amount: Tensor) -> None:
+    return None
