@@ -6,6 +6,7 @@ unpickled. A pull always ends in one commit, whatever branch or tag was asked fo
 
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,8 @@ def upload(
 ) -> str:
     """Create the model repository if it is not there, commit the files, give the commit; ValueError when refused."""
     hub = _client()
-    api: Any = hub.HfApi(token=token)
     try:
+        api: Any = hub.HfApi(token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
         if branch is not None:
             api.create_branch(repo_id, branch=branch, exist_ok=True)
@@ -128,11 +129,8 @@ def _client() -> Any:
 
 def _refusals(hub: Any) -> tuple[type[Exception], ...]:
     """Give what the client raises beside OSError: newer ones speak through httpx, whose errors are no OSError."""
-    try:
-        import httpx  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        return (hub.errors.HfHubHTTPError,)
-    return (hub.errors.HfHubHTTPError, httpx.HTTPError)
+    clients = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]
+    return (hub.errors.HfHubHTTPError, *(client.HTTPError for client in clients))
 
 
 def _first_line(error: Exception) -> str:
