@@ -11,6 +11,7 @@ first time; `zero_force_ds_cpu_optimizer: false` in its config keeps torch's Ada
 References: ZeRO: Memory Optimizations Toward Training Trillion Parameter Models (Rajbhandari et al., 2020).
 """
 
+import gc
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -148,7 +149,11 @@ class Zero(Replicated):
             p.grad = None
             for name in [name for name in vars(p) if name.startswith(("ds_", "_hp", "_z3", "_zero"))]:
                 delattr(p, name)
+        # A dead engine that the garbage collector finds later would destroy itself once more, and with it what the next
+        # engine has hung on the same parameters.
+        self.engine.optimizer = None
         del self.engine, self.inner
+        gc.collect()
 
     def _continue(self, moments: Mapping[str, Tensor]) -> None:
         """Take saved moments apart over the processes."""
