@@ -68,6 +68,34 @@ def test_the_operators_and_a_bank_compile_to_one_graph_with_equal_gradients():
     """)
 
 
+def test_evaluating_residuals_compiles_to_one_graph_with_equal_losses_and_gradients():
+    run("""
+    from physfields import residuals
+    sizes = {slot: {"vector": 2, "symmetric": 3}.get(kind, 1) for slot, kind in residuals.KINDS.items()}
+    bank = {slot: torch.randn(2, c, 4, 6, 6, dtype=torch.float64) + 5 * (c == 1) for slot, c in sizes.items()}
+    mask = torch.ones(2, 1, 4, 6, 6)
+    mask[0, :, 0, :1, 5:] = 0
+
+    def check(grid, categories, **options):
+        rows = [term for term in residuals.TABLE if term.category in categories]
+        slots = [slot for slot in bank if any(slot in term.reads + term.optional for term in rows)]
+
+        def losses(*fields):
+            out = residuals.evaluate(dict(zip(slots, fields)), grid, categories, **options)
+            return torch.stack([r.loss for r in out.values()])
+
+        compare(losses, *(bank[slot] for slot in slots))
+
+    circle = pf.Grid((0.5, 1.0, 0.5), boundary="periodic")  # no edge rows: the shortest graphs
+    latent = pf.Grid((TIMES[:4], 1.0, 0.5), boundary=("one_sided", "periodic", "periodic"))
+    check(circle, residuals.EXPERTS)
+    check(latent, residuals.EXPERTS, mask=mask, stacked=True, relative=True, weights={"fluid": 0.5})
+    general = [name for name in residuals.CATEGORIES if name not in residuals.EXPERTS]
+    check(circle, general, reduction="charbonnier")
+    check(pf.Grid(), ["thermal"], mask=mask)
+    """)
+
+
 def test_other_lengths_recompile_to_right_results_even_when_sizes_are_dynamic():
     run("""
     grid = pf.Grid((0.5, 1.0, 2.0), order=4)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import physfields as pf
 from physfields import exact
@@ -100,6 +101,33 @@ def test_an_empty_mask_gives_zero_loss_and_zero_gradient():
         assert not total.any()
         gradients = torch.autograd.grad(total.sum(), list(bank.values()))
         assert all(not g.any() for g in gradients)
+
+
+class Launches(TorchDispatchMode):
+    """Counts operators that are no views, and erosions along an axis among all."""
+
+    def __init__(self):
+        super().__init__()
+        self.launches = self.erosions = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.launches += not func.is_view
+        self.erosions += func is torch.ops.aten.unfold.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_each_erosion_of_a_mask_is_made_once_for_all_residuals():
+    bank, mask = random_bank(size=7), torch.ones(3, 1, 5, 7, 7)
+    mask[0, :, 2, 3, 3] = 0
+    counts = {}
+    for name, given in (("plain", None), ("masked", mask)):
+        evaluate(bank, UNEVEN, mask=given)  # fills the caches
+        with Launches() as counts[name]:
+            evaluate(bank, UNEVEN, mask=given)
+    # PILA reaches along (t, y, x), (y, x) and (t): x, y after it, t after both, and t alone
+    assert counts["plain"].erosions == 0
+    assert counts["masked"].erosions == 4
+    assert counts["masked"].launches - counts["plain"].launches <= 450  # measured: 437; 715 before they were shared
 
 
 @pytest.mark.parametrize("order", [2, 4])

@@ -81,8 +81,8 @@ class State:
     """What a residual may read: `state.velocity.div`, `state.scales.viscosity`, `state.slope(a, b)`.
 
     `weight(place)` is the residual's own weight there, `sound(axes)` that of nodes whose stencil along `axes` is whole;
-    both are None without a mask. `constant(name)` broadcasts over a field. What several residuals share is kept in
-    `shared` (`state.once(name, make)`).
+    both are None without a mask, and `reach` is empty: else the axes along which the residual's own stencil reaches.
+    `constant(name)` broadcasts over a field. What several residuals share is kept in `shared` (`derived`).
     """
 
     bank: Derivatives
@@ -92,6 +92,7 @@ class State:
     slope_rule: str | float | int = "fit"
     constants: Constants = Constants()
     shared: dict[str, object] = field(default_factory=dict)
+    reach: tuple[str, ...] = ()
 
     def __getattr__(self, name: str) -> FieldDerivatives:
         return getattr(self.bank, name)
@@ -147,9 +148,7 @@ class State:
             f = self.bank[name].value
             return f - masked_mean(f, self.weight("node")).reshape([*f.shape[:2]] + [1] * (f.ndim - 2))
 
-        if self.weight("node") is not None:  # residuals of different reach have different means
-            return make()
-        return self.derived(f"centred {name}", make).value
+        return self.derived(f"centred {name} {self.reach}", make).value  # residuals of other reach have other means
 
     def time_mean(self, f: Field) -> Field:
         """The mean over time by the trapezoid rule with the true gaps, one frame long.

@@ -34,32 +34,72 @@ def erode_valid(mask: Mask, grid: Grid, radius: int | tuple[int, ...]) -> Bool[T
         raise ValueError(f"erode_valid: expected a radius >= 0 for each of the axes {grid.axes}, got {radii}.")
     if mask.ndim != 2 + len(grid.axes):
         raise ValueError(f"erode_valid: expected a mask (b, 1, {', '.join(grid.axes)}), got {tuple(mask.shape)}.")
-    valid = mask > 0
+    valid = mask if mask.dtype == torch.bool else mask > 0
     for axis, r in zip(grid.axes, radii, strict=True):
-        dim, rule = grid.dim(axis), grid.rule(axis)
-        n = valid.shape[dim]
-        if r == 0 or n == 1:
-            continue
-        if n < 2 * r + 1:
-            raise ValueError(f"axis {axis} has {n} nodes; eroding by {r} needs at least {2 * r + 1}.")
-        left = 2 * r if rule == "sbp" else r
-        right = left + isinstance(grid.step(axis), tuple)
-        inside = rule in ("one_sided", "sbp")
-        left, right = min(left, n), min(right, n)
-        wide = halo(valid, dim, left, right, "replicate" if inside or rule == "zero" else rule)
-        inner = torch.stack([wide.narrow(dim, k, n) for k in range(left + right + 1)]).all(dim=0)
-        if inside:
-            # The edge rows of D D read the closure's rows of D, which read r cells beyond the closure.
-            closure = sbp_length(2 * r) // 2 if rule == "sbp" and r in (1, 2, 3) else r
-            reach = min(closure + 2 * r if rule == "sbp" else 2 * r + 2, n)
-            edge = closure + r if rule == "sbp" else r  # rows that read the closure: of D D, r more than of D
-            position = torch.arange(n, device=mask.device).reshape([n] + [1] * (-1 - dim))
-            low = valid.narrow(dim, 0, reach).all(dim=dim, keepdim=True)
-            high = valid.narrow(dim, n - reach, reach).all(dim=dim, keepdim=True)
-            beyond = edge if rule == "sbp" else right
-            inner = inner & (low | (position >= edge)) & (high | (position < n - beyond))
-        valid = inner
+        if r > 0 and valid.shape[grid.dim(axis)] > 1:
+            valid = _erode(valid, grid, axis, r)
     return valid
+
+
+def _erode(valid: Tensor, grid: Grid, axis: str, r: int) -> Tensor:
+    """One axis of `erode_valid`; the axes' erosions commute."""
+    dim, rule = grid.dim(axis), grid.rule(axis)
+    n = valid.shape[dim]
+    if n < 2 * r + 1:
+        raise ValueError(f"axis {axis} has {n} nodes; eroding by {r} needs at least {2 * r + 1}.")
+    left = 2 * r if rule == "sbp" else r
+    right = left + isinstance(grid.step(axis), tuple)
+    left, right = min(left, n), min(right, n)
+    if rule not in ("one_sided", "sbp"):
+        return _all_within(halo(valid, dim, left, right, "replicate" if rule == "zero" else rule), dim, left + right)
+    # The edge rows of D D read the closure's rows of D, which read r cells beyond the closure.
+    closure = sbp_length(2 * r) // 2 if rule == "sbp" and r in (1, 2, 3) else r
+    reach = min(closure + 2 * r if rule == "sbp" else 2 * r + 2, n)
+    low = valid.narrow(dim, 0, reach).all(dim=dim, keepdim=True)
+    high = valid.narrow(dim, n - reach, reach).all(dim=dim, keepdim=True)
+    # As ghost cells they reach the rows whose central stencil leaves the axis: the one-sided ones.
+    inner = _all_within(torch.cat([low] * left + [valid] + [high] * right, dim=dim), dim, left + right)
+    edge = closure + r  # of D D, r rows more than of D read the closure
+    if rule == "sbp" and edge > left:
+        position = torch.arange(n, device=valid.device).reshape([n] + [1] * (-1 - dim))
+        inner = inner & (low | (position >= edge)) & (high | (position < n - edge))
+    return inner
+
+
+def _all_within(valid: Tensor, dim: int, width: int) -> Tensor:
+    return valid.unfold(dim, width + 1, 1).all(dim=-1)
+
+
+class NodeWeights:
+    """The weight of residuals whose stencils reach along some axes, at a place: each made once; None without a mask."""
+
+    def __init__(self, mask: Mask | None, grid: Grid):
+        self.mask, self.grid = mask, grid
+        self._valid: dict[tuple[str, ...], Tensor] = {}
+        self._kept: dict[tuple[tuple[str, ...], str], Tensor] = {}
+
+    def __call__(self, axes: tuple[str, ...], place: str) -> Tensor | None:
+        """`place` is "node", or the axis between whose nodes the residual lives."""
+        if self.mask is None:
+            return None
+        if (axes, place) not in self._kept:
+            if place == "node":
+                self._kept[axes, place] = torch.where(self._sound(axes, self.mask), self.mask, 0)
+            else:
+                whole = self(axes, "node")
+                assert whole is not None
+                self._kept[axes, place] = face_mask(whole, place, self.grid)
+        return self._kept[axes, place]
+
+    def _sound(self, axes: tuple[str, ...], mask: Tensor) -> Tensor:
+        """Nodes whose whole stencil along the axes is valid: one axis more than what was kept for the rest of them."""
+        if axes not in self._valid:
+            grid = self.grid
+            reach = tuple(
+                order // 2 if axis in axes[:1] else 0 for axis, order in zip(grid.axes, grid.order, strict=True)
+            )
+            self._valid[axes] = erode_valid(self._sound(axes[1:], mask) if axes else mask, grid, reach)
+        return self._valid[axes]
 
 
 def masked_mean(f: Float[Tensor, "b c *grid"], mask: Mask | None = None) -> Float[Tensor, "b c"]:
@@ -68,8 +108,9 @@ def masked_mean(f: Float[Tensor, "b c *grid"], mask: Mask | None = None) -> Floa
         return f.mean(dim=tuple(range(2, f.ndim)))
     weight = mask.to(f.dtype)
     total = weight.sum(dim=tuple(range(2, f.ndim)))
-    mean = (weight * fill(f, mask)).sum(dim=tuple(range(2, f.ndim))) / torch.where(total > 0, total, 1.0)
-    return torch.where(total > 0, mean, 0.0)
+    some = total > 0
+    mean = (weight * fill(f, mask)).sum(dim=tuple(range(2, f.ndim))) / torch.where(some, total, 1.0)
+    return torch.where(some, mean, 0.0)
 
 
 def face_mask(mask: Mask, axis: str, grid: Grid) -> Shaped[Tensor, "b 1 *faces"]:

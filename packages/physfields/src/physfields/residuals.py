@@ -13,7 +13,7 @@ References: PILA (Wang et al., 2026), Tables 6 and 7; the formulas are our readi
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Literal
 
 import torch
@@ -27,7 +27,7 @@ from physfields.derivatives import Derivatives
 from physfields.fields import Kind, as_field
 from physfields.fields import components as count_of
 from physfields.grid import Grid
-from physfields.masks import erode_valid, face_mask, fill
+from physfields.masks import NodeWeights, fill
 from physfields.reduction import Residual, reduce_all
 
 __all__ = [
@@ -306,18 +306,16 @@ def evaluate(
     bank = Derivatives(used if mask is None else _filled(used, mask), grid, stacked=stacked)
     shared: dict[str, object] = {}
 
-    @cache
-    def weight(axes: tuple[str, ...], place: str) -> Tensor | None:
-        if mask is None:
-            return None
-        reach = tuple(order // 2 if axis in axes else 0 for axis, order in zip(grid.axes, grid.order, strict=True))
-        whole = torch.where(erode_valid(mask, grid, reach), mask, 0)
-        return whole if place == "node" else face_mask(whole, place, grid)
+    weight = NodeWeights(mask, grid)
+    made: dict[tuple[Callable[[State], Balance], tuple[str, ...]], Balance] = {}
 
-    @cache
     def balance(function: Callable[[State], Balance], axes: tuple[str, ...]) -> Balance:
-        sound = partial(weight, place="node")
-        return function(State(bank, partial(weight, axes), sound, numbers, kappa, constants or Constants(), shared))
+        if (function, axes) not in made:  # a dict and no functools.cache, which compilers cannot trace
+            sound, own = partial(weight, place="node"), partial(weight, axes)
+            reach = axes if mask is not None else ()
+            state = State(bank, own, sound, numbers, kappa, constants or Constants(), shared, reach)
+            made[function, axes] = function(state)
+        return made[function, axes]
 
     balances = [balance(term.function, term.axes(grid)) for term in terms]
     reaches = [term.axes(grid) if mask is not None else () for term in terms]
