@@ -249,3 +249,10 @@ def test_a_bundle_of_other_sizes_is_refused(run):
 
 def test_every_shipped_recipe_is_listed_by_name():
     assert {p.stem for p in RECIPES.glob("*.yaml")} == {"tiny", "wan2.1-1.3b", "ablations"}
+
+
+def test_a_recipe_on_cogvideox_is_refused_with_what_works(tmp_path):
+    tiny.family("cogvideox_2b").save_pretrained(tmp_path / "cog")
+    result = CliRunner().invoke(app, ["check", "--set", f"backbone={tmp_path / 'cog'}"])
+    assert result.exit_code != 0
+    assert "expected a Wan for backbone=" in result.output.replace("\n", " ")

@@ -340,7 +340,7 @@ def _backbone(recipe: "Recipe") -> "WanBackbone":
     import torch
     from transformers.utils import logging
 
-    from backbones import load
+    from backbones import WanBackbone, load
 
     if recipe.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(
@@ -348,7 +348,13 @@ def _backbone(recipe: "Recipe") -> "WanBackbone":
         )
     logging.disable_progress_bar()  # "Loading weights" for two files of a megabyte
     dtype = None if recipe.dtype == "float32" else getattr(torch, recipe.dtype)
-    return load(recipe.backbone, device=recipe.device, dtype=dtype)
+    backbone = load(recipe.backbone, device=recipe.device, dtype=dtype)
+    if not isinstance(backbone, WanBackbone):
+        raise ValueError(
+            f"expected a Wan for backbone={recipe.backbone}, got {type(backbone).__name__}: this recipe was tried"
+            " on Wan alone; in Python the adapter attaches to CogVideoX as well"
+        )
+    return backbone
 
 
 def _left_out(found: "Prepared") -> None:
