@@ -446,6 +446,14 @@ def test_even_a_random_local_model_cannot_leave_the_schema(tiny):
     assert labels.source == "llm"
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_random_local_model_is_the_floor_that_the_keywords_leave_behind(tiny):
+    """The figures of docs/labels.md: it names everything, so that precision is how often a mechanism is there."""
+    table = scores(LanguageModel(LocalModel(tiny, max_tokens=200), refine=False), "test")
+    assert all(row.recall == 1.0 and row.precision == row.true / 100 for row in table.values())
+    assert macro_f1(table) == pytest.approx(0.296, abs=5e-4)
+
+
 def test_an_answer_cut_off_by_its_length_is_not_taken(tiny):
     with pytest.raises(NoAnswer, match="mechanisms"):
         label("ink", LocalModel(tiny, max_tokens=5))
