@@ -112,6 +112,7 @@ def test_an_entry_that_another_writer_flushed_meanwhile_is_left_as_it_is(tmp_pat
         ours.put("same", {"latent": torch.zeros(2)})
         ours.flush()
         assert torch.equal(ours.get("same", "latent"), torch.full((2,), 7.0))
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1  # and no bytes are written that nobody will read
 
 
 def test_what_is_not_finite_or_empty_is_refused_at_the_door(tmp_path):

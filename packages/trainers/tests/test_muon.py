@@ -74,6 +74,14 @@ def test_moments_of_the_other_optimizer_are_not_carried_over(tmp_path):
     assert int(saved["head/bias#step"]) == 4
 
 
+def test_a_matrix_that_no_pattern_names_stays_with_adamw(tmp_path):
+    parts = toy.groups()
+    optim = Optim(muon=Matrices(names=("head/*",)))
+    fit([toy.stage(parts, steps=1, optim=optim)], parts, out=tmp_path, quiet=True)
+    saved = checkpoint.load(checkpoint.latest(tmp_path / "checkpoints")).tensors["optimizer"]
+    assert {key.partition("#")[0] for key in saved if key.endswith("#momentum_buffer")} == {"head/weight"}
+
+
 def test_a_pattern_that_matches_no_matrix_is_refused(tmp_path):
     parts = toy.groups()
     optim = Optim(muon=Matrices(names=("head/bias",)))
