@@ -2,5 +2,24 @@
 
 from importlib.metadata import version
 
-__all__ = ["__version__"]
+from vlmdistill.losses import map_alignment
+from vlmdistill.questions import NEUTRAL, PLACELESS, VOCABULARIES, question
+from vlmdistill.targets import Contrast, Targets, contrast, pack, regrid, stack, token_targets, unpack
+
+__all__ = [
+    "NEUTRAL",
+    "PLACELESS",
+    "VOCABULARIES",
+    "Contrast",
+    "Targets",
+    "__version__",
+    "contrast",
+    "map_alignment",
+    "pack",
+    "question",
+    "regrid",
+    "stack",
+    "token_targets",
+    "unpack",
+]
 __version__ = version("vlmdistill")
