@@ -2,9 +2,9 @@
 
 The templates and the vocabularies are data, `questions.json` beside this file. ProPhy's template puts the category's
 name into one sentence; where the name is no phenomenon in English ("mixing of multiple objects", "phase_change") the
-file holds a sentence of its own, which is our choice. What surprises: six of WISA's 29 categories name an absence or a bare
-answer ("no change", "yes"). There is no place to look at for them, so they have no question (`PLACELESS`): they get no
-map, and their entries of a target are masked.
+file holds a sentence of its own, which is our choice. What surprises: six of WISA's 29 categories name an absence or a
+bare answer ("no change", "yes"). There is no place to look at for them, so they have no question (`PLACELESS`): they
+get no map, and their entries of a target are masked.
 
 References: ProPhy (Wang et al., 2025), the labels of the token level; WISA (Wang et al., 2025), the categories.
 """

@@ -3,16 +3,16 @@
     difference = A_e / mean(A_e) - A_0 / mean(A_0),   divided by max |difference|:   values in [-1, 1]
 
 `A_e` is the attention map of category e's question, `A_0` that of the neutral one, both (t, h, w) over the same clip
-and on the same grid of the vision-language model. A `Contrast` holds the differences of one clip with the times of their
-cells: it does not depend on the generator, so it is what goes into a cache (`pack`, `unpack`; float16). `token_targets`
-lays it on a generator's token grid when it is known:
+and on the same grid of the vision-language model. A `Contrast` holds the differences of one clip with the times of
+their cells: it does not depend on the generator, so it is what goes into a cache (`pack`, `unpack`; float16).
+`token_targets` lays it on a generator's token grid when that is known:
 
     values: (e, t, h, w) in [-1, 1], one plane for each category of a vocabulary, zero where there is no map
     mask:   (e, t, h, w) bool, the entries that train: category present in the clip, and value > 0
 
 Space is resized over the whole frame, whatever the two grids (they need not divide); time by the true times of the
-cells in seconds, not by index, held beyond the first and the last. Other teachers build a `Contrast` from maps of their own.
-What is taken for A is said in `meta`.
+cells in seconds, not by index, held beyond the first and the last. Other teachers build a `Contrast` from maps
+of their own; `meta` says where maps come from.
 
 References: ProPhy (Wang et al., 2025), the token-level labels and their mask. The normalisation is our choice; the
 paper states the difference alone.
@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlmdistill.questions import did_you_mean
+from vlmdistill.questions import PLACELESS, did_you_mean
 
 __all__ = ["Contrast", "Targets", "contrast", "pack", "regrid", "stack", "token_targets", "unpack"]
 
@@ -106,8 +106,8 @@ def token_targets(
 
     Plane e belongs to `categories[e]` (a vocabulary, such as `VOCABULARIES["laws"]`). The mask is true where the
     category is among those `present` in the clip and its value is positive. Maps of absent categories give values and
-    no mask. ValueError for names outside the vocabulary and for a present category without a map (leave those of
-    `PLACELESS` out of `present`).
+    no mask. ValueError for names outside the vocabulary and for a present category without a map (those of
+    `PLACELESS` have none and are masked).
 
     >>> seen = Contrast({"melting": torch.tensor([[[1.0, -1.0]]])}, torch.zeros(1))
     >>> tokens = token_targets(
@@ -119,7 +119,7 @@ def token_targets(
     present = set(present)
     for name in sorted({*maps.maps, *present} - set(categories)):
         raise ValueError(f"category {name!r} is not in the vocabulary{did_you_mean(name, categories)}")
-    if missing := sorted(present - set(maps.maps)):
+    if missing := sorted(present - set(maps.maps) - PLACELESS):
         raise ValueError(f"no map for the present categories {missing}: annotate them, or leave them out of `present`")
     device = maps.times_s.device
     values = torch.zeros(len(categories), *grid, device=device)
