@@ -1,0 +1,119 @@
+"""What a training step occupies on one GPU, part by part, under each engine.
+
+Frozen models lie whole on every GPU: they are outside the engine. Of the trained weights W, gradients G and the
+optimizer's state O, DDP keeps all on each of N processes (and a second copy of G, its buckets); ZeRO-1 shares out O,
+ZeRO-2 G too, ZeRO-3 and FSDP2 W as well, and gather what a step needs; offloading puts O and G into the host's
+memory. DeepSpeed keeps a float32 copy of the weights with O even where they are float32, and reduces gradients
+through a bucket of `reduce_bucket_size` values (5e8 unless its config says otherwise: 1.9 GiB in float32).
+
+References: ZeRO (Rajbhandari et al., 2020), Section 5; DeepSpeed 0.19, runtime/zero/stage_1_and_2.py.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+
+from .config import did_you_mean
+from .dryrun import Work
+
+__all__ = ["ENGINES", "OPTIMIZERS", "Footprint", "Trained", "footprint"]
+
+ENGINES = ("one", "ddp", "zero1", "zero2", "zero2-offload", "zero3", "zero3-offload", "fsdp2")
+OPTIMIZERS = ("adamw", "adamw-8bit", "muon")
+BUCKET = 500_000_000
+"""Values of DeepSpeed's `reduce_bucket_size`."""
+FRAGMENTATION = 0.05
+"""Of all tensors, what an allocator loses between them: our choice, replaced where a measurement says better."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is trained: parameters by group, bytes of a value, and how it is optimized.
+
+    AdamW keeps two values a parameter; torchao's 8-bit AdamW two bytes and a float32 scale for each block of 256; Muon
+    one value for each of its `matrices` parameters, AdamW's two for the rest.
+    """
+
+    groups: Mapping[str, int]
+    bytes_a_value: int = 4
+    optimizer: str = "adamw"
+    matrices: int = 0
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            hint = did_you_mean(self.optimizer, OPTIMIZERS)
+            raise ValueError(f"expected an optimizer among {', '.join(OPTIMIZERS)}, got {self.optimizer!r}; {hint}")
+        if not 0 <= self.matrices <= self.parameters:
+            raise ValueError(f"expected at most {self.parameters} parameters in matrices, got {self.matrices}")
+
+    @property
+    def parameters(self) -> int:
+        return sum(self.groups.values())
+
+    @property
+    def state(self) -> int:
+        """Bytes of the optimizer's state.
+
+        >>> Trained({"a": 512}).state, Trained({"a": 512}, optimizer="adamw-8bit").state
+        (4096, 1040)
+        """
+        if self.optimizer == "adamw-8bit":
+            return 2 * (self.parameters + 4 * ceil(self.parameters / 256))
+        both = self.parameters - (self.matrices if self.optimizer == "muon" else 0)
+        return self.bytes_a_value * (2 * both + self.parameters - both)
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes by part on one GPU, and in the memory of the host for each process."""
+
+    parts: Mapping[str, int]
+    host: int
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+
+def footprint(
+    trained: Trained, work: Work, *, frozen: Mapping[str, int], engine: str = "one", processes: int = 1
+) -> Footprint:
+    """Add up what one GPU holds at the fullest moment of a step.
+
+    Gradients are counted as there during the whole step, as they are from the second of accumulated batches on.
+
+    >>> work = Work(kept=3000, peak=4000, flops={}, traffic=0)
+    >>> footprint(Trained({"adapter": 100}), work, frozen={"backbone": 5000}).parts["optimizer's state"]
+    800
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"expected an engine among {', '.join(ENGINES)}, got {engine!r}; {did_you_mean(engine, ENGINES)}")
+    if processes < 1 or (engine == "one" and processes > 1):
+        raise ValueError(f"expected one process for engine 'one' and one or more for others, got {processes}: use ddp")
+    zero = int(engine[4]) if engine.startswith("zero") else 0
+    offload = engine.endswith("offload")
+    size = trained.bytes_a_value
+    w = g = trained.parameters * size
+    state = trained.state + (4 * trained.parameters if zero else 0)  # DeepSpeed's own float32 weights
+    share = ceil(1 / processes * state)
+    shared_w = ceil(w / processes) if zero == 3 or engine == "fsdp2" else w
+    shared_g = ceil(g / processes) if zero >= 2 or engine == "fsdp2" else g
+    on_host = (share + shared_g if offload else 0) + (shared_w if engine == "zero3-offload" else 0)
+    largest = max(trained.groups.values(), default=0) * size
+    buffers = {
+        "ddp": g,  # its buckets
+        "fsdp2": 2 * largest if processes > 1 else 0,  # one group gathered, and its gradient before it is shared out
+        **dict.fromkeys(("zero1", "zero2", "zero2-offload"), BUCKET * size),
+        **dict.fromkeys(("zero3", "zero3-offload"), BUCKET * size + w),  # gathered weights
+    }
+    tensors = {
+        **{f"frozen: {name}": n for name, n in frozen.items()},
+        "trained weights": 0 if engine == "zero3-offload" else shared_w,
+        "gradients": 0 if offload else shared_g,
+        "optimizer's state": 0 if offload else (share if zero or engine == "fsdp2" else state),
+        "buckets and gathered weights": buffers.get(engine, 0),
+        "activations": work.kept,
+        "workspace of the step": work.peak - work.kept,
+    }
+    lost = int(FRAGMENTATION * sum(tensors.values()))
+    return Footprint(tensors | {"allocator's loss (5 %)": lost}, on_host)
