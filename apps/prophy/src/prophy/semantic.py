@@ -1,0 +1,65 @@
+"""The Semantic Expert Block: from the text, how much of each learnable basis map enters the physical branch.
+
+X~ = X + sum_e rho_e B_e, with rho = softmax(MLP(mean of the valid text tokens)) over all experts: no top-k, so that a
+small batch starves none. A linear head takes rho to the label space, where L_coarse compares videos. The maps live on
+the latent grid of training, in the model's own input space, and are resized for another size.
+
+References: ProPhy (Wang et al., 2025), semantic expert block; the pooling, the MLP and the maps at latent level are our
+choice.
+"""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from backbones import Text
+from physexperts import BasisMaps, Routing, SoftRouter, masked_mean
+from prophy.partners import Partners
+
+__all__ = ["SemanticExpertBlock", "Semantics"]
+
+
+@dataclass(frozen=True)
+class Semantics:
+    """What the block decided for a batch: the routing (`weights` are rho_p) and the head's output rho_s."""
+
+    routing: Routing
+    output: Float[Tensor, "b L"]
+
+
+class SemanticExpertBlock(nn.Module):
+    """Router, basis maps and head; `partners` keeps rows for L_coarse between the micro-batches of a step.
+
+    >>> block = SemanticExpertBlock(text_dim=8, experts=3, channels=4, grid=(2, 4, 4), labels=5)
+    >>> block.maps(torch.full((1, 3), 1 / 3)).shape
+    torch.Size([1, 4, 2, 4, 4])
+    """
+
+    def __init__(
+        self,
+        *,
+        text_dim: int,
+        experts: int,
+        channels: int,
+        grid: tuple[int, int, int],
+        labels: int,
+        hidden: int | None = None,
+        std: float = 0.02,
+        partners: int = 0,
+        micro_batches: int = 1,
+    ) -> None:
+        super().__init__()
+        self.router = SoftRouter(text_dim, experts, hidden=hidden)
+        self.maps = BasisMaps(experts, channels, grid, std=std)
+        self.head = nn.Linear(experts, labels)
+        self.partners = Partners(rows=partners, width=labels, labels=labels, micro_batches=micro_batches)
+
+    def forward(self, text: Text, *, inverted: bool = False) -> Semantics:
+        """Route prompts; `inverted` negates the router's logits (the paper's expert inversion, Fig. 8)."""
+        routing = self.router(masked_mean(text.features.float(), text.mask), inverted=inverted)
+        return Semantics(routing, self.head(routing.weights))
+
+    def shift(self, semantics: Semantics, grid: tuple[int, int, int]) -> Float[Tensor, "b c t h w"]:
+        """sum_e rho_e B_e on a latent grid."""
+        return self.maps(semantics.routing.weights, grid)

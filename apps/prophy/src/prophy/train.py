@@ -1,0 +1,166 @@
+"""ProPhy's training: one stage, in which the branch learns to denoise while its routers are taught.
+
+The backbone is frozen and outside; what moves are SEB, the physical blocks and REB (or LoRA in the rows that have no
+branch). The control, `adapter: plain`, is physical blocks alone of equal size for as many steps under the diffusion loss
+alone.
+
+References: ProPhy (Wang et al., 2025), training.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from backbones import Backbone, Text, bundle, paths
+from prophy import losses
+from prophy.adapter import ProphyAdapter, answering
+from prophy.config import Recipe
+from trainers import FitResult, InMemory, Length, MapStyle, Progress, Stage, checkpoint, dump_config, fit
+
+__all__ = ["Trainer", "fresh", "kind_of", "ready", "save_bundle", "stages", "train"]
+
+Batch = Mapping[str, Any]
+
+
+class Trainer:
+    """The loss of one adapter beside one frozen backbone, inside `answering`; batches hold `latent`, `text`, `mask`,
+    `labels`, and where tokens are aligned `target` and `active`.
+    """
+
+    def __init__(self, recipe: Recipe, adapter: Any, backbone: Backbone) -> None:
+        self.recipe, self.adapter, self.backbone = recipe, adapter, backbone
+        with torch.no_grad():
+            self.empty = backbone.embed([""])
+
+    def loss(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """L_diff and what the recipe adds to it."""
+        x0, labels, generator = batch["latent"], batch["labels"], progress.generator
+        sigma = levels(self.recipe, self.backbone, len(x0), generator).to(x0.device)
+        eps = torch.randn(x0.shape, generator=generator).to(x0.device)
+        dropped = (torch.rand(len(x0), generator=generator) < self.recipe.noise.text_dropout).to(x0.device)
+        text = self.text(batch, dropped)
+        self.adapter.tell(batch, generator)
+        velocity = self.backbone.predict(paths.noise(x0, eps, sigma), sigma, text)
+        spec = self.backbone.spec
+        terms = {"diffusion": losses.diffusion(velocity.float(), paths.target(x0, eps), sigma, spec.prediction)}
+        # An empty prompt says nothing of its video: its row leaves the pairs.
+        return terms | self.adapter.terms(batch, labels * ~dropped[:, None])
+
+    def text(self, batch: Batch, dropped: Tensor) -> Text:
+        """The text of a batch, the empty one where it is dropped."""
+        empty = self.empty.to(batch["text"].device)
+        features = torch.where(dropped[:, None, None], empty.features.float(), batch["text"])
+        text = Text(features, torch.where(dropped[:, None], empty.mask, batch["mask"]))
+        self.backbone.remember(text)
+        return text
+
+
+def levels(recipe: Recipe, backbone: Backbone, count: int, generator: torch.Generator) -> Float[Tensor, " b"]:
+    """Draw noise levels as the backbone was trained: uniform timesteps for v-prediction, else uniform with its shift."""
+    u = torch.rand(count, generator=generator)
+    scheduler = backbone.pipe.scheduler
+    if backbone.spec.prediction == "v":
+        table = paths.level(scheduler.alphas_cumprod.double().cpu()).float()
+        return table[(u * len(table)).long()]
+    own = (scheduler.config.get(name) for name in ("flow_shift", "shift"))
+    shift = recipe.noise.shift or float(next((s for s in own if s is not None), 1.0))
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def stages(recipe: Recipe, adapter: Any, backbone: Backbone, data: MapStyle) -> list[Stage]:
+    """The one stage of a recipe."""
+    return [
+        Stage(
+            kind_of(recipe),
+            dict.fromkeys(adapter.groups(), 1.0),
+            Trainer(recipe, adapter, backbone).loss,
+            data=data,
+            batch_size=recipe.batch,
+            accumulate=recipe.accumulate,
+            length=Length(steps=recipe.steps),
+            optim=recipe.optim,
+        )
+    ]
+
+
+def kind_of(recipe: Recipe) -> str:
+    """What a recipe trains, in a word: prophy, plain, lora, lora+seb, ..., wisa."""
+    if recipe.adapter != "prophy":
+        return recipe.adapter
+    parts = [name for name, part in (("seb", recipe.semantic), ("reb", recipe.refine)) if part.on]
+    if recipe.branch.kind == "physical" and len(parts) == 2:
+        return "prophy"
+    return "+".join(["lora" if recipe.branch.kind == "lora" else "pb", *parts])
+
+
+def fresh(recipe: Recipe, backbone: Backbone) -> Any:
+    """A new adapter whose first weights are a function of the recipe's seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        adapter = ProphyAdapter(backbone, recipe)
+    return adapter.to(recipe.device)
+
+
+def train(
+    recipe: Recipe,
+    backbone: Backbone,
+    data: MapStyle,
+    *,
+    out: Path,
+    resume: bool = False,
+    teacher: str = "",
+    quiet: bool = False,
+) -> tuple[Any, FitResult]:
+    """Train an adapter and write its bundle into `out/bundle`."""
+    adapter = fresh(recipe, backbone)
+    if not (out / "recipe.yaml").exists():
+        dump_config(recipe, out / "recipe.yaml")
+    if recipe.checkpointing:
+        for model in backbone.transformers:
+            model.enable_gradient_checkpointing()  # pyright: ignore
+    try:
+        with backbone.frozen(), answering(backbone, adapter):
+            plan = stages(recipe, adapter, backbone, data)
+            result = fit(
+                plan,
+                adapter.groups(),
+                out=out,
+                seed=recipe.seed,
+                resume=resume,
+                save_every=recipe.save_every,
+                quiet=quiet,
+            )
+    finally:
+        for model in backbone.transformers:
+            model.disable_gradient_checkpointing()  # pyright: ignore
+    dump_config(recipe, out / "recipe.yaml")  # what a resumed run was finished with
+    save_bundle(adapter, backbone, out / "bundle", history=result.history, teacher=teacher)
+    return adapter, result
+
+
+def ready(recipe: Recipe, backbone: Backbone, out: Path, *, resume: bool) -> None:
+    """Refuse what `train` would refuse, before hours go into the cache: a folder with a run, parts that do not fit."""
+    stages(recipe, fresh(recipe, backbone), backbone, InMemory({"latent": [0]}))
+    if not resume and (found := checkpoint.latest(out / "checkpoints")) is not None:
+        raise ValueError(f"{out} already holds a run ({found.name}): resume it with --resume, or choose another --out")
+
+
+def save_bundle(
+    adapter: Any, backbone: Backbone, folder: Path, *, history: tuple[Any, ...] = (), teacher: str = ""
+) -> Path:
+    """Write the adapter's bundle; it reads hidden states, so it asks for the same transformer."""
+    groups = {name: module.state_dict() for name, module in adapter.groups().items()}
+    kept = {name: {k: v for k, v in part.items() if "partners." not in k} for name, part in groups.items()}
+    return bundle.save(
+        folder,
+        kind=adapter.kind,
+        groups=kept,
+        backbone=backbone,
+        config=adapter.recipe.model_dump(mode="json"),
+        stages=[{**vars(record), "teacher": teacher} for record in history],
+        requires="config",
+    )
