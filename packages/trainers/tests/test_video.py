@@ -57,7 +57,7 @@ def test_reading_starts_no_threads(tmp_path, monkeypatch):
     class Container:
         def __init__(self, *args, **kwargs):
             self.inner = stock(*args, **kwargs)
-            self.streams = self.inner.streams
+            self.streams, self.demux = self.inner.streams, self.inner.demux
 
         def __enter__(self):
             return self
@@ -71,7 +71,7 @@ def test_reading_starts_no_threads(tmp_path, monkeypatch):
                 yield frame
 
     monkeypatch.setattr(av, "open", Container)
-    video.read(path)
+    video.read(path, decoder="pyav")
     assert len(counts) == 10
     assert max(counts) == counts[0]
 

@@ -10,18 +10,35 @@ false acceleration above g.
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
 import numpy as np
 import torch
-from jaxtyping import Float64, UInt8
+from jaxtyping import Float64, Int64, UInt8
 
+from .decode import Decoded, Decoder, Header, VideoError, choose, probe, rate, read, which
 from .guards import TrainingWarning
 
-__all__ = ["ClipSpec", "Decoded", "VideoError", "clip", "jitter", "load", "read", "write"]
+__all__ = [
+    "ClipSpec",
+    "Decoded",
+    "Decoder",
+    "Header",
+    "VideoError",
+    "clip",
+    "jitter",
+    "load",
+    "pick",
+    "probe",
+    "read",
+    "room",
+    "which",
+    "write",
+]
 
 RATIO_TOLERANCE = 0.08
 """A rate within 8 % of an integer multiple counts as that multiple: 29.97 fps gives 14.985 for 16. Our choice: a clip
@@ -30,36 +47,25 @@ JITTER_LIMIT = 0.05
 """Above this spread of the frame spacing, relative to its mean, `clip` warns."""
 
 
-class VideoError(ValueError):
-    """A file that cannot be decoded whole."""
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """Frames and their times."""
-
-    frames: UInt8[np.ndarray, "t h w 3"]
-    times_s: Float64[np.ndarray, " t"]
-
-    @property
-    def fps(self) -> float:
-        """Mean rate; 0 for a single frame."""
-        return float((len(self.times_s) - 1) / (self.times_s[-1] - self.times_s[0])) if len(self.times_s) > 1 else 0.0
-
-
 @dataclass(frozen=True)
 class ClipSpec:
-    """What a model wants: `frames` is 4n+1 (a causal video autoencoder's rule), sizes in pixels."""
+    """What a model wants: sizes in pixels, and a count of frames that is a multiple of `time_stride` and one more (4n+1
+    for Wan and CogVideoX, 8n+1 for LTX: a causal video autoencoder's rule)."""
 
     frames: int
     fps: float | int
     height: int
     width: int
+    time_stride: int = 4
 
     def __post_init__(self) -> None:
-        if self.frames < 1 or self.frames % 4 != 1:
-            near = 4 * max(0, (self.frames - 1) // 4) + 1
-            raise ValueError(f"expected 4n+1 frames (1, 5, 9, ...), got {self.frames}; use {near} or {near + 4}")
+        n = self.time_stride
+        if n < 1:
+            raise ValueError(f"expected time_stride >= 1, got {n}")
+        if self.frames < 1 or (self.frames - 1) % n:
+            near = n * max(0, (self.frames - 1) // n) + 1
+            rule = f"{n}n+1 frames (1, {n + 1}, {2 * n + 1}, ...)"
+            raise ValueError(f"expected {rule}, got {self.frames}; use {near} or {near + n}")
         if not self.fps > 0 or min(self.height, self.width) < 1:
             raise ValueError(f"expected a positive rate and size, got {self}")
 
@@ -72,58 +78,6 @@ def jitter(times_s: Float64[np.ndarray, " t"]) -> float:
     """
     gaps = np.diff(times_s)
     return round(float(np.abs(gaps - gaps.mean()).max() / gaps.mean()), 6) if len(gaps) else 0.0
-
-
-def read(path: str | Path, *, from_s: float | int = 0, until_s: float | int | None = None) -> Decoded:
-    """Decode the first video stream; VideoError when the file is unreadable, empty, or cut short.
-
-    With `from_s` and `until_s` (seconds from the file's first frame) only the frames between are kept, and nothing
-    after them is decoded or checked; their times stay counted from the file's first frame.
-    """
-    path = Path(path)
-    frames, times = [], []
-    begin, seen, stopped = None, 0, False
-    try:
-        with av.open(str(path), options={"err_detect": "explode"}) as container:
-            if not container.streams.video:
-                raise VideoError(f"{path} has no video stream: expected an mp4, mov, webm or mkv with pictures")
-            stream = container.streams.video[0]
-            # A pool of threads a file starves on a busy machine and costs a small clip more than its decoding: 19 ms
-            # against 69 ms with pools, two loaded cores. To read many files at once, give each a thread of its own.
-            stream.codec_context.thread_count = 1
-            announced = stream.frames
-            for frame in container.decode(stream):
-                if frame.pts is None or frame.time_base is None:
-                    raise VideoError(
-                        f"{path}: frame {seen} has no timestamp; write the file anew (ffmpeg -i in out.mp4)"
-                    )
-                seen += 1
-                time = frame.pts * frame.time_base
-                begin = time if begin is None else begin
-                if until_s is not None and time - begin > until_s:
-                    stopped = True
-                    break
-                if time - begin >= from_s - 1e-6:
-                    frames.append(frame.to_ndarray(format="rgb24", threads=1))
-                    times.append(time - begin)
-    except (av.FFmpegError, OSError, EOFError) as error:
-        raise VideoError(
-            f"{path} cannot be decoded ({error}): it is damaged or no video; replace it or leave it out"
-        ) from None
-    if not frames and not seen:
-        raise VideoError(f"{path} holds no frames: replace it or leave it out")
-    if announced and seen < announced and not stopped:
-        raise VideoError(f"{path} is cut short: it announces {announced} frames and holds {seen}; fetch it again")
-    if not frames:
-        raise VideoError(f"{path} holds nothing after {from_s:g} s: begin earlier or leave it out")
-    if len({frame.shape for frame in frames}) > 1:
-        raise VideoError(
-            f"{path} changes its picture size midway; write it anew at one size (ffmpeg -i in -vf scale=... out.mp4)"
-        )
-    times_s = np.array([float(t) for t in times])
-    if (np.diff(times_s) <= 0).any():
-        raise VideoError(f"{path} has timestamps that do not rise; write the file anew (ffmpeg -i in out.mp4)")
-    return Decoded(np.stack(frames), times_s)
 
 
 def write(
@@ -177,47 +131,113 @@ def write(
     return path
 
 
-def clip(decoded: Decoded, spec: ClipSpec, *, start_s: float | int = 0.0) -> Decoded:
-    """Cut `spec.frames` frames from `start_s` on, crop to the wanted aspect around the centre, and resize by area.
+def room(times_s: Float64[np.ndarray, " t"], spec: ClipSpec) -> int:
+    """Return how many frames a clip may begin with: those that leave enough of the file behind them.
 
-    The file's rate is a multiple k of `spec.fps` within 8 %: every k-th frame. Otherwise the frame nearest to each
-    wanted time, with a TrainingWarning when the spacing is uneven. Either way `times_s` are the frames' true times,
-    from 0. ValueError when the file is too short: it is never slowed down to fit.
+    >>> room(np.arange(20) / 32, ClipSpec(5, 16, 8, 8))
+    12
     """
-    times = decoded.times_s
-    first = int(np.searchsorted(times, start_s - 1e-6))
-    ratio = decoded.fps / spec.fps
-    stride = round(ratio)
     if spec.frames == 1:
-        picked = np.array([first])
-    elif stride >= 1 and abs(ratio - stride) <= RATIO_TOLERANCE * stride and jitter(times) <= JITTER_LIMIT:
-        picked = first + stride * np.arange(spec.frames)
-    else:
-        wanted = times[min(first, len(times) - 1)] + np.arange(spec.frames) / spec.fps
-        picked = np.abs(times[None, :] - wanted[:, None]).argmin(axis=1)
-        if wanted[-1] > times[-1] + 0.5 / max(decoded.fps, 1e-9) or len(set(picked.tolist())) < spec.frames:
-            picked = np.array([len(times)])
-    if picked[-1] >= len(times):
-        have_s = max(0.0, float(times[-1]) - start_s)
+        return len(times_s)
+    if stride := _stride(times_s, spec):
+        return max(0, len(times_s) - stride * (spec.frames - 1))
+    if rate(times_s) < spec.fps:
+        return 0
+    return int((times_s + (spec.frames - 1) / spec.fps <= times_s[-1] + 0.5 / rate(times_s)).sum())
+
+
+def pick(times_s: Float64[np.ndarray, " t"], spec: ClipSpec, first: int) -> Int64[np.ndarray, " n"]:
+    """Return which frames make a clip that begins with frame `first`, for frames at `times_s`.
+
+    Where the file's rate is a multiple k of `spec.fps` within 8 %, every k-th frame; otherwise the frame nearest to
+    each wanted time. ValueError where the file ends too soon or is slower than the clip: it is never stretched to fit.
+    """
+    if first >= room(times_s, spec):
+        have_s = max(0.0, float(times_s[-1] - times_s[min(first, len(times_s) - 1)]))
         raise ValueError(
             f"expected {spec.frames} frames at {spec.fps:g} fps ({(spec.frames - 1) / spec.fps:.2f} s), "
-            f"got {have_s:.2f} s at {decoded.fps:.4g} fps from {start_s:g} s on: "
+            f"got {have_s:.2f} s at {rate(times_s):.4g} fps from {times_s[min(first, len(times_s) - 1)]:g} s on: "
             f"ask for fewer frames or leave the file out"
         )
-    times = times[picked] - times[picked[0]]
-    if (spread := jitter(times)) > JITTER_LIMIT:
-        text = (
-            f"frame spacing varies by {100 * spread:.0f} % ({decoded.fps:.4g} -> {spec.fps:g} fps): use the true times"
+    if spec.frames == 1:
+        return np.array([first])
+    if stride := _stride(times_s, spec):
+        return first + stride * np.arange(spec.frames)
+    wanted = times_s[first] + np.arange(spec.frames) / spec.fps
+    picked = np.abs(times_s[None, :] - wanted[:, None]).argmin(axis=1)
+    if (np.diff(picked) < 1).any():
+        raise ValueError(
+            f"expected {spec.frames} frames at {spec.fps:g} fps, got gaps of {np.diff(times_s).max():.2f} s between "
+            f"frames: leave the file out"
         )
-        warnings.warn(text, TrainingWarning, stacklevel=2)
-    return Decoded(_resize(decoded.frames[picked], spec.height, spec.width), times)
+    return picked
 
 
-def load(path: str | Path, spec: ClipSpec, *, start_s: float | int = 0.0) -> Decoded:
-    """Read what `clip` needs of a file and no more, and clip it: what to use on long files."""
-    # Half a second more than the nominal span times the ratio's tolerance: the last frame wanted may be late.
-    span_s = (spec.frames - 1) / spec.fps * (1 + RATIO_TOLERANCE) + 0.5
-    return clip(read(path, from_s=start_s, until_s=start_s + span_s), spec, start_s=start_s)
+def clip(decoded: Decoded, spec: ClipSpec, *, start_s: float | int = 0.0) -> Decoded:
+    """Cut `spec.frames` frames from `start_s` on (see `pick`), crop to the wanted aspect around the centre, and resize
+    by area.
+
+    `times_s` are the frames' true times, from 0; a TrainingWarning gives the numbers where they are uneven. ValueError
+    when the file is too short.
+    """
+    picked = pick(decoded.times_s, spec, _first(decoded.times_s, start_s))
+    frames = _resize(decoded.frames[picked], spec.height, spec.width)
+    return _checked(Decoded(frames, decoded.times_s[picked], decoded.decoder), decoded.fps, spec, None)
+
+
+def load(
+    path: str | Path,
+    spec: ClipSpec,
+    *,
+    start_s: float | int = 0.0,
+    share: float | None = None,
+    max_jitter: float | None = None,
+    decoder: Decoder = "auto",
+) -> Decoded:
+    """Decode what `clip` needs of a file and no more, and clip it; the memory is that of the clip.
+
+    `share` in [0, 1), instead of `start_s`, is where within what the file has to spare the clip begins: 0 with its
+    first frame, nearly 1 so that it ends with its last. Above `max_jitter` (relative spread of the spacing) a clip is
+    refused with a ValueError; without it, uneven ones are warned about.
+    """
+    if share is not None and not 0 <= share < 1:
+        raise ValueError(f"expected share in [0, 1), got {share}")
+    fps = 0.0
+
+    def picked(times_s: Float64[np.ndarray, " t"]) -> Int64[np.ndarray, " n"]:
+        nonlocal fps
+        fps = rate(times_s)
+        first = _first(times_s, start_s) if share is None else int(share * room(times_s, spec))
+        return pick(times_s, spec, first)
+
+    cut = choose(path, picked, each=partial(_resize, height=spec.height, width=spec.width), decoder=decoder)
+    return _checked(cut, fps, spec, max_jitter)
+
+
+def _first(times_s: Float64[np.ndarray, " t"], start_s: float | int) -> int:
+    return int(np.searchsorted(times_s, start_s - 1e-6))
+
+
+def _stride(times_s: Float64[np.ndarray, " t"], spec: ClipSpec) -> int:
+    """How many frames of an even file make one of the clip; 0 where no whole number does."""
+    ratio = rate(times_s) / spec.fps
+    stride = round(ratio)
+    even = stride >= 1 and abs(ratio - stride) <= RATIO_TOLERANCE * stride and jitter(times_s) <= JITTER_LIMIT
+    return stride if even else 0
+
+
+def _checked(cut: Decoded, fps: float, spec: ClipSpec, max_jitter: float | None) -> Decoded:
+    """The clip with times from 0; says or refuses what is uneven about them."""
+    if (spread := jitter(cut.times_s)) > (JITTER_LIMIT if max_jitter is None else max_jitter):
+        gaps = 1000 * np.diff(cut.times_s)
+        text = (
+            f"frame spacing varies by {100 * spread:.0f} % ({fps:.4g} -> {spec.fps:g} fps: {gaps.min():.1f} to "
+            f"{gaps.max():.1f} ms, nominal {1000 / spec.fps:.1f} ms)"
+        )
+        if max_jitter is not None:
+            raise ValueError(f"{text}, more than {100 * max_jitter:g} %: leave the file out, or raise max_jitter")
+        warnings.warn(f"{text}: use the true times", TrainingWarning, stacklevel=3)
+    return replace(cut, times_s=cut.times_s - cut.times_s[0])
 
 
 def _resize(frames: UInt8[np.ndarray, "t h w 3"], height: int, width: int) -> UInt8[np.ndarray, "t _ _ 3"]:
