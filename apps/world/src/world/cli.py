@@ -159,6 +159,64 @@ def train_backbone(
     console.print(f"weights in {result.weights}")
 
 
+@train.command("encoder")
+@plain_errors
+def train_encoder(
+    data: Annotated[Path, typer.Option(help="A data set of `world make`.")],
+    out: Out,
+    minutes: Annotated[float, typer.Option(min=0.01, help="Time budget, over all resumed runs.")] = 30.0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps instead of minutes.")] = None,
+    resume: Annotated[bool, typer.Option(help="Continue an interrupted run.")] = False,
+    overrides: Set = None,
+) -> None:
+    """Train the tiny V-JEPA 2 by masked latent prediction: Phantom's physics latent on the embedded default."""
+    from trainers import load_config
+    from world.encoder import EncoderRecipe
+    from world.encoder import train as train_it
+
+    recipe = load_config(EncoderRecipe, None, overrides=overrides or [])
+    place(recipe.device)
+    result = train_it(data, out, recipe=recipe, minutes=None if steps else minutes, steps=steps, resume=resume)
+    console.print(f"{result.steps} steps; held-out loss {result.held_out:.4f}, spread {result.spread:.2f}")
+    console.print(f"weights in {result.weights}")
+
+
+@app.command()
+@plain_errors
+def probe(
+    weights: Annotated[str, typer.Option("--weights", help="Folder of a V-JEPA 2, or 'world' for the shipped one.")],
+    out: Annotated[Path | None, typer.Option("--out", help="JSON file.")] = None,
+    fit: Annotated[int, typer.Option(min=16, help="Clips a mechanism to fit on.")] = 320,
+    test: Annotated[int, typer.Option(min=8, help="Clips a mechanism to test on.")] = 128,
+    seeds: Annotated[int, typer.Option(min=1, help="Networks at random weights to compare with.")] = 3,
+) -> None:
+    """Read parameters of the laws from an encoder's features, beside the same network at random weights."""
+    place("cpu")
+    from world.encoder_export import save_probe
+    from world.probe import probe as probe_it
+    from world.probe import table
+
+    ratios = probe_it(weights, fit=fit, test=test, seeds=seeds)
+    console.print(table(ratios), soft_wrap=True)
+    if out is not None:
+        save_probe(ratios, out)
+
+
+@app.command("export-encoder")
+@plain_errors
+def export_encoder(
+    run: Annotated[Path, typer.Option(help="A finished run of `world train encoder`.")],
+    probe: Annotated[Path, typer.Option(help="JSON of `world probe`, quoted in the card.")],
+    out: Out,
+    most_mb: Annotated[float, typer.Option(help="Refuse a larger folder.")] = 8.0,
+) -> None:
+    """Write the encoder as a stock transformers folder with a card."""
+    from world.encoder_export import export as export_it
+
+    size = export_it(run, out, probe=probe, most_mb=most_mb)
+    console.print(f"{out}: {size / 1e6:.1f} MB")
+
+
 @app.command()
 @plain_errors
 def export(

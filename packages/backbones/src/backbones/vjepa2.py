@@ -20,6 +20,7 @@ References: V-JEPA 2 (Assran et al., 2025), arXiv 2506.09985.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +119,12 @@ class VJEPA2Encoder:
     def load(
         cls, folder_or_id: str | Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32
     ) -> "VJEPA2Encoder":
-        """Load a transformers folder or hub id, safetensors only; ValueError when it is no complete V-JEPA 2."""
-        source = str(folder_or_id)
+        """Load a transformers folder or hub id, safetensors only; ValueError when it is no complete V-JEPA 2.
+
+        `"world"` is the tiny one inside this package, trained on the simulated world (its card: weights/vjepa2-world).
+        """
+        shipped = Path(str(files("backbones"))) / "weights" / "vjepa2-world"
+        source = str(shipped if folder_or_id == "world" else folder_or_id)
         try:
             config = AutoConfig.from_pretrained(source)
             if config.model_type != "vjepa2":
@@ -138,7 +143,7 @@ class VJEPA2Encoder:
                 f"{source} lacks {len(lacking)} encoder weights ({lacking[0]}, ...), which would stay random:"
                 " download the checkpoint again"
             )
-        return cls(model.encoder.to(device), id=source)
+        return cls(model.encoder.to(device), id="vjepa2-world" if folder_or_id == "world" else source)
 
     @classmethod
     def tiny(cls, *, seed: int = 0) -> "VJEPA2Encoder":
