@@ -6,11 +6,15 @@ from . import cache, checkpoint, data, show, video
 from .cache import Cache
 from .config import Config, did_you_mean, dump_config, load_config
 from .data import Filters, InMemory, Record, Skipped, collate, read_records
-from .guards import FrozenChanged, NonFiniteLoss, TrainingWarning
-from .loop import FitResult, Guards, StageRecord, fit
+from .groups import named_groups
+from .guards import FrozenChanged, Guards, GuardStop, NonFiniteLoss, TrainingWarning
+from .heldout import HeldOut
+from .loop import FitResult, StageRecord, fit
 from .order import Order, derive_seed
+from .ramps import Ramp, RecursiveRamp, expected_resets
+from .sampling import Moment, Sampling
 from .signals import Stopped
-from .stage import EMA, Length, Loss, MapStyle, Matrices, Optim, Progress, Ramp, Stage
+from .stage import EMA, Length, Loss, MapStyle, Matrices, Optim, Progress, Stage
 from .video import ClipSpec, Decoded, VideoError
 
 __all__ = [
@@ -22,18 +26,23 @@ __all__ = [
     "Filters",
     "FitResult",
     "FrozenChanged",
+    "GuardStop",
     "Guards",
+    "HeldOut",
     "InMemory",
     "Length",
     "Loss",
     "MapStyle",
     "Matrices",
+    "Moment",
     "NonFiniteLoss",
     "Optim",
     "Order",
     "Progress",
     "Ramp",
     "Record",
+    "RecursiveRamp",
+    "Sampling",
     "Skipped",
     "Stage",
     "StageRecord",
@@ -48,8 +57,10 @@ __all__ = [
     "derive_seed",
     "did_you_mean",
     "dump_config",
+    "expected_resets",
     "fit",
     "load_config",
+    "named_groups",
     "read_records",
     "show",
     "video",

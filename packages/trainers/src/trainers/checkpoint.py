@@ -10,11 +10,13 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -22,7 +24,19 @@ from . import weights
 from .guards import TrainingWarning
 from .stage import Stage
 
-__all__ = ["Change", "Checkpoint", "describe", "diff", "digest_of", "latest", "load", "name_of", "save", "sync"]
+__all__ = [
+    "Change",
+    "Checkpoint",
+    "describe",
+    "diff",
+    "digest_of",
+    "explained",
+    "latest",
+    "load",
+    "name_of",
+    "save",
+    "sync",
+]
 
 FORMAT = 1
 
@@ -43,6 +57,17 @@ def save(
     root.mkdir(parents=True, exist_ok=True)
     path = root / name_of(step)
     part = root / f".writing-{path.name}-{os.getpid()}"
+    with explained(f"write the checkpoint {path}"):
+        try:
+            _write(part, path, state, tensors)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)  # a full disk needs the room
+            raise
+        _prune(root, keep)
+    return path
+
+
+def _write(part: Path, path: Path, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     for name, group in tensors.items():
@@ -56,9 +81,21 @@ def save(
     if path.exists():  # a damaged folder of the same step: the good one takes its place
         shutil.rmtree(path)
     part.replace(path)
-    sync(root)
-    _prune(root, keep)
-    return path
+    sync(path.parent)
+
+
+@contextmanager
+def explained(doing: str) -> Iterator[None]:
+    """Turn the failure to write into one sentence with the remedy."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        code = error.errno if isinstance(error, OSError) else None
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        text = (
+            f"could not {doing}: {why}; complete checkpoints stay: free space or make the folder writable, then resume"
+        )
+        raise (OSError(code, text) if code is not None else OSError(text)) from error
 
 
 def name_of(step: int) -> str:

@@ -9,7 +9,7 @@ reads which engine that asked for from the environment. `batch_size` of a stage 
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -43,6 +43,8 @@ class Engine:
     name = "one process"
     rank = 0
     world_size = 1
+    spares = True
+    """Whether the weights are as before after a step whose gradient is not a number."""
 
     trained: dict[str, nn.Module]
     optimizer: weights.Optimizer
@@ -84,6 +86,29 @@ class Engine:
     def connected(self, group: str) -> bool:
         """Whether any gradient of a group is not zero."""
         return any(p.grad is not None and bool(p.grad.any()) for p in self.trained[group].parameters())
+
+    def gradient(self, term: Tensor, group: str) -> list[Tensor]:
+        """Return the gradient of one term alone on a group, of this process's batch: a tensor a parameter.
+
+        It is asked for between `forward` and `backward` and leaves both as they are: the graph stays, no `.grad`
+        changes, nothing is exchanged. The loop adds up what the batches of a step give and asks `norm_of` of the sum.
+        An engine whose parameters are in pieces may return its pieces, as long as its `norm_of` knows them.
+        """
+        found = torch.autograd.grad(
+            term, list(self.trained[group].parameters()), retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return [grad.detach().float() for grad in found]
+
+    def norm_of(self, gradient: Sequence[Tensor]) -> float:
+        """Return the norm of the mean over the processes of what `gradient` gave: the same bits in each."""
+        flat = torch.cat([grad.reshape(-1) for grad in gradient])
+        return float(torch.linalg.vector_norm(self.mean(flat)))
+
+    def whole(self) -> AbstractContextManager[Any]:
+        """Have the groups' weights whole in every process while the block runs: to read them, or to evaluate modules
+        outside a step. Nothing may be changed in it.
+        """
+        return nullcontext()
 
     def step(self, rates: Mapping[str, float], clip: float | None) -> float:
         """Step, each group at its own rate times the optimizer's, with the gradient clipped over all groups.

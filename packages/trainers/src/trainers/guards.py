@@ -1,19 +1,81 @@
-"""Guards against failing silently: a loss that is no number, frozen weights that moved, a group that gets no
-gradient."""
+"""Guards against failing silently: a loss that is no number, frozen weights that moved, a group that gets no gradient,
+a term that drowns the others, a router that has collapsed."""
 
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from pydantic import Field, field_validator
+from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor, nn
 
-__all__ = ["FrozenChanged", "NonFiniteLoss", "TrainingWarning", "ZeroGradient", "bytes_of", "digest", "finite"]
+from .ramps import STRICT, Part
+
+__all__ = [
+    "Action",
+    "FrozenChanged",
+    "GuardStop",
+    "Guards",
+    "NonFiniteLoss",
+    "Terms",
+    "TrainingWarning",
+    "ZeroGradient",
+    "bytes_of",
+    "digest",
+    "finite",
+]
+
+Action = Literal["off", "warn", "stop"]
+
+
+@checked_dataclass(frozen=True, config=STRICT)
+class Guards(Part):
+    """What is watched in the loop, and whether it is left alone, warned about, or stops the run (`GuardStop`).
+
+    - `non_finite`: a term of the loss or the gradient is NaN or infinite. "stop" before anything is updated; "warn"
+      leaves the step out and goes on (buffers that the forward wrote stay).
+    - `frozen`: a group that a stage does not train, or `watch`, is not bit-equal at the stage's end. (A resume compares
+      them with what they were when the checkpoint was made, unless this is "off".)
+    - `zero_gradient`: a trained group whose gradient is exactly zero for `zero_gradient_steps` steps (0: never).
+    - `balance`: a term exceeds `ratio` times the term `reference` (the flow loss), both as moving averages. A stage
+      whose loss has no such term is not watched; None watches none.
+    - `router`: a figure that the loss reports in its log tells of a collapse, as a moving average: `log/router_entropy`
+      (of a row's scores, in units of log E) below `router_entropy`, `log/router_load` (share of the busiest expert)
+      above `router_load`, `log/router_dead` (share of experts that were never selected) above `router_dead`. A name may
+      go on after a slash: `log/router_load/semantic`.
+
+    Moving averages are over about `window` steps and speak once a stage, after as many steps. Thresholds but the
+    ratio of 100 are our choice.
+    """
+
+    non_finite: Literal["warn", "stop"] = "stop"
+    frozen: Action = "stop"
+    zero_gradient: Action = "warn"
+    zero_gradient_steps: int = Field(default=20, ge=0)
+    balance: Action = "warn"
+    reference: str | None = None
+    ratio: float = Field(default=100.0, gt=1)
+    router: Action = "warn"
+    router_entropy: float = Field(default=0.05, ge=0, le=1)
+    router_load: float = Field(default=0.95, ge=0, le=1)
+    router_dead: float = Field(default=0.5, ge=0, le=1)
+    window: int = Field(default=20, ge=1)
+
+    @field_validator("frozen", mode="before")
+    @classmethod
+    def _yes_or_no(cls, value: Any) -> Any:
+        return {True: "stop", False: "off"}[value] if isinstance(value, bool) else value
 
 
 class TrainingWarning(UserWarning):
     """Something that training survives and that you should look at."""
+
+
+class GuardStop(RuntimeError):
+    """A guard that was told to stop the run did."""
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -37,7 +99,7 @@ class NonFiniteLoss(ArithmeticError):
         )
 
 
-class FrozenChanged(RuntimeError):
+class FrozenChanged(GuardStop):
     """Weights that a stage does not train are not bit-equal to what they were at its start."""
 
 
@@ -92,3 +154,52 @@ class ZeroGradient:
             return False
         self._settled.add(group)
         return True
+
+
+class Terms:
+    """Watches the terms of a stage's loss: their balance, and what it tells of routers."""
+
+    def __init__(self, guards: Guards) -> None:
+        self.guards = guards
+        self._average: dict[str, float] = {}
+        self._seen: dict[str, int] = {}
+        self._said: set[str] = set()
+
+    def look(self, terms: Mapping[str, float]) -> list[tuple[Action, str]]:
+        """Take in one step; return what there is to say, each once."""
+        g, found = self.guards, []
+        for name, value in terms.items():
+            if name.startswith("log/") and not name.startswith("log/router_"):
+                continue
+            seen = self._seen[name] = self._seen.get(name, 0) + 1
+            share = max(1 / seen, 2 / (g.window + 1))
+            old = self._average.get(name, 0.0)
+            self._average[name] = average = old + share * (value - old)
+            if seen < g.window or name in self._said:
+                continue
+            action, text = self._router(name, average) if name.startswith("log/") else self._balance(name, average)
+            if action != "off" and text:
+                self._said.add(name)
+                found.append((action, text))
+        return found
+
+    def _balance(self, name: str, average: float) -> tuple[Action, str]:
+        g = self.guards
+        reference = self._average.get(g.reference) if g.reference else None
+        if reference is None or abs(average) <= g.ratio * abs(reference):
+            return g.balance, ""
+        text = (
+            f"loss term {name!r} is {average:.3g}, more than {g.ratio:g} x {g.reference!r} ({reference:.3g}): it "
+            f"decides every step alone; lower its weight, or ramp it up"
+        )
+        return g.balance, text
+
+    def _router(self, name: str, average: float) -> tuple[Action, str]:
+        g = self.guards
+        figure = name.removeprefix("log/").partition("/")[0]
+        if figure == "router_entropy" and average < g.router_entropy:
+            return g.router, f"{name} is {average:.3g}, below {g.router_entropy:g}: the router no longer explores"
+        limit = {"router_load": g.router_load, "router_dead": g.router_dead}.get(figure, math.inf)
+        if average > limit:
+            return g.router, f"{name} is {average:.3g}, above {limit:g}: the router has collapsed onto few experts"
+        return g.router, ""

@@ -6,9 +6,11 @@ the steps that had it as a number; where none had, it is null: NaN is not JSON.
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from . import checkpoint
 
 __all__ = ["Log"]
 
@@ -16,15 +18,16 @@ __all__ = ["Log"]
 class Log:
     """Collects steps and appends lines; on a resume, lines of steps that will be made again are dropped.
 
-    A line holds stage, step, global_step (steps finished), terms, gradient_norm, lr, seconds (a step) and ramps.
+    A line holds stage, step, global_step (steps finished), terms, gradient_norm, lr, seconds (a step) and ramps; of
+    recursive ramps also `recursive` (average of the norm, eta, resets), and `held_out` where that was evaluated.
     `means` are the terms of the last line, on a resume too. Without a path nothing is written: the first process of
     several does.
     """
 
     def __init__(
-        self, path: Path | None, *, every: int, also: Callable[[dict[str, Any]], None] | None, from_step: int
+        self, path: Path | None, *, also: Sequence[Callable[[dict[str, Any]], None]] = (), from_step: int = 0
     ) -> None:
-        self.path, self.every, self.also = path, every, also
+        self.path, self.also = path, tuple(also)
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}  # of log/ terms, which need not come every step
         self._count = 0
@@ -39,21 +42,19 @@ class Log:
             self._sums[name] = self._sums.get(name, 0.0) + (value if number else 0.0)
             self._counts[name] = self._counts.get(name, 0) + number
         self._count, self._last = self._count + 1, where
-        if where["step"] % self.every == 0:
-            self.flush()
 
-    def flush(self) -> None:
-        """Write the line of the steps since the last one, if there were any."""
+    def flush(self, **extra: Any) -> None:
+        """Write the line of the steps since the last one, if there were any, with what else belongs into it."""
         if not self._count:
             return
         means = {name: self._mean(name) for name in self._sums}
         rest = {name: means.pop(name) for name in ("gradient_norm", "seconds")}
-        line = {**self._last, "terms": means, **rest}
+        line = {**self._last, "terms": means, **rest, **extra}
         if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
+            with checkpoint.explained(f"write {self.path}"), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-            if self.also is not None:
-                self.also(line)
+            for send in self.also:
+                send(line)
         self.means, self._sums, self._counts, self._count = _numbers(means), {}, {}, 0
 
     def _mean(self, name: str) -> float | None:

@@ -6,53 +6,33 @@ that a step draws (order of samples, torch's generator, `progress.generator`) is
 so a run that was killed anywhere and resumed ends with the same weights as one that was not; only a stage whose length
 is in minutes may end elsewhere.
 
-Files under `out`: `checkpoints/step-XXXXXXXX/` (see `checkpoint`) and `log.jsonl` (see `log`).
+Files under `out`: `checkpoints/step-XXXXXXXX/` (see `checkpoint`), `log.jsonl` (see `log`), `samples/` (see `sampling`)
+and what trackers write.
 """
 
-import json
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint, guards, show, signals, weights
-from .data import take
+from . import checkpoint, guards, rng, show, signals, weights
 from .engine import Engine, launched
+from .guards import Guards
+from .heldout import HeldOut
 from .log import Log
-from .order import Order, derive_seed
+from .run import Run, StageRecord, divide
+from .sampling import Sampling
 from .stage import Progress, Stage, check
+from .step import Made, Step
+from .trackers import Trackers
 
 __all__ = ["FitResult", "Guards", "StageRecord", "fit"]
-
-
-@dataclass(frozen=True)
-class Guards:
-    """What is watched in the loop, besides NaN and infinity, which always stop.
-
-    `frozen`: every group that a stage does not train, and `watch`, must be bit-equal at the stage's end, and at a
-    resume to what they were when the checkpoint was made. A trained group whose gradient is exactly zero for
-    `zero_gradient_steps` steps is warned about (0: never).
-    """
-
-    frozen: bool = True
-    zero_gradient_steps: int = 20
-
-
-@dataclass(frozen=True)
-class StageRecord:
-    """What a finished stage did: for the history in a bundle. `losses` are the means of its last logged steps."""
-
-    name: str
-    steps: int
-    seconds: float
-    groups: dict[str, float | int]
-    losses: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -84,6 +64,9 @@ def fit(
     keep: int = 2,
     log: Callable[[dict[str, Any]], None] | None = None,
     log_every: int = 10,
+    trackers: Sequence[str] = (),
+    held_out: HeldOut | None = None,
+    sampling: Sampling | None = None,
     watch: Mapping[str, nn.Module] | None = None,
     guard: Guards | None = None,
     engine: Engine | None = None,
@@ -93,352 +76,254 @@ def fit(
 
     A checkpoint is written every `save_every` steps, every `save_minutes`, and at each stage's end; the newest `keep`
     stay. With `resume`, the newest whole checkpoint under `out` is continued (or the run begins, when there is none).
-    `watch` names frozen modules outside the groups (a backbone) whose weights are checked not to move. `log` gets every
-    line of the log as well, on the process that writes it.
+    `watch` names frozen modules outside the groups (a backbone) whose weights are checked not to move; `guard` says
+    what else is watched. `log` gets every line of the log as well, on the process that writes it, and so do `trackers`:
+    "tensorboard", "trackio", "wandb". `held_out` and `sampling` look at the model and do not touch the run.
 
     `engine` takes the steps; without one, whatever `torchrun` or `accelerate launch` asked for (`engine.launched`). On
     SIGUSR1 a checkpoint is written after the step under way; on SIGTERM, too, and then `Stopped` ends the run, which
     `resume` continues.
+
+    Raises:
+        ValueError: for stages, groups or a folder that do not fit together.
+        NonFiniteLoss, GuardStop: as `guard` says.
+        OSError: when a file cannot be written; the last checkpoint stays.
     """
     check(stages, groups)
     if save_every < 1 or keep < 1 or log_every < 1:
         raise ValueError(f"expected save_every, keep and log_every >= 1, got {save_every}, {keep}, {log_every}")
-    run = _Run(
-        stages,
-        groups,
-        Path(out),
-        seed=seed,
-        keep=keep,
-        watch=watch or {},
-        guard=guard or Guards(),
-        engine=engine or launched(),
-        quiet=quiet,
-    )
-    run.begin(resume, save_every=save_every, save_minutes=save_minutes, log=log, log_every=log_every)
-    with _as_found(groups), signals.caught() as run.asked:
+    guard, engine = guard or Guards(), engine or launched()
+    if guard.non_finite == "warn" and not engine.spares:
+        raise ValueError(f"expected Guards(non_finite='stop') under {engine.name}, which cannot leave a step out")
+    run = Run(stages, groups, Path(out), seed=seed, keep=keep, watch=watch or {}, guard=guard, engine=engine)
+    tracked = Trackers(trackers if engine.main else (), run.out)
+    run.begin(resume)
+    with tracked.open(from_step=run.global_step), _as_found(groups), signals.caught() as asked:
+        path = run.out / "log.jsonl" if engine.main else None
+        lines = Log(path, also=[*([log] if log else []), tracked.write], from_step=run.global_step)
+        loop = _Loop(run, lines, asked, held_out, sampling, quiet=quiet or not engine.main)
+        loop.log_every, loop.save_every, loop.save_minutes = log_every, save_every, save_minutes
         while run.stage_index < len(stages):
-            run.train_stage()
-    ema = weights.split(run.average)
-    return FitResult(run.out, run.last_good, run.global_step, run.seconds, tuple(run.history), run.log.means, ema)
+            loop.train_stage()
+    ema = weights.split(run.averaged)
+    return FitResult(run.out, run.last_good, run.global_step, run.seconds, tuple(run.history), lines.means, ema)
 
 
-class _Run:
-    """One call of `fit`: its counters and tensors are what a checkpoint holds."""
+class _Loop:
+    """Takes a run through its stages."""
 
-    log: Log
-    asked: signals.Asked
+    log_every: int
+    save_every: int
+    save_minutes: float | int
 
     def __init__(
         self,
-        stages: Sequence[Stage],
-        groups: Mapping[str, nn.Module],
-        out: Path,
+        run: Run,
+        log: Log,
+        asked: signals.Asked,
+        held_out: HeldOut | None,
+        sampling: Sampling | None,
         *,
-        seed: int,
-        keep: int,
-        watch: Mapping[str, nn.Module],
-        guard: Guards,
-        engine: Engine,
         quiet: bool,
     ) -> None:
-        self.engine = engine
-        self.stages, self.groups, self.out, self.seed, self.keep = list(stages), dict(groups), out, seed, keep
-        self.watch, self.guard, self.quiet = dict(watch), guard, quiet or not engine.main
-        self.kept = {name: group for name, group in groups.items() if any(name in stage.groups for stage in stages)}
-        self.stage_index = self.step = self.global_step = 0
-        self.stage_seconds = self.seconds = 0.0
-        self.order_state: dict[str, int] | None = None  # set between a restore and the stage that it leads into
-        self.moments: dict[str, Tensor] = {}
-        self.average: dict[str, Tensor] = {}
-        self.history: list[StageRecord] = []
-        self.last_good: Path | None = None
-        self.engaged = self.late = False
-
-    @property
-    def stage(self) -> Stage:
-        return self.stages[self.stage_index]
-
-    # ---- begin, save, restore
-
-    def begin(
-        self,
-        resume: bool,
-        *,
-        save_every: int,
-        save_minutes: float | int,
-        log: Callable[[dict[str, Any]], None] | None,
-        log_every: int,
-    ) -> None:
-        self.save_every, self.save_minutes, self.saved_at = save_every, save_minutes, time.monotonic()
-        untrained = {name: group for name, group in self.groups.items() if name not in self.kept}
-        self.outside = guards.digest({**untrained, **self.watch}) if self.guard.frozen else {}
-        self.about = self.describe()  # now: an engine may take weights apart
-        self.checkpoints = self.out / "checkpoints"
-        found = checkpoint.latest(self.checkpoints)
-        if found is not None and not resume:
-            raise ValueError(f"{self.out} already holds a run ({found.name}): resume it, or choose another folder")
-        self.engine.barrier()  # every process has looked before the first one writes
-        self.out.mkdir(parents=True, exist_ok=True)
-        if found is not None:
-            self.restore(checkpoint.load(found))
-        path = self.out / "log.jsonl" if self.engine.main else None
-        self.log = Log(path, every=log_every, also=log, from_step=self.global_step)
-
-    def describe(self) -> dict[str, Any]:
-        stages = [checkpoint.describe(stage, self.groups) for stage in self.stages]
-        return {"seed": self.seed, "world_size": self.engine.world_size, "frozen": self.outside, "stages": stages}
-
-    def save(self, order: Order, average: weights.Average | None, *, ended: bool = False) -> None:
-        """Write a checkpoint; `ended`: the stage is over and its weights may be their average."""
-        averaged = ended and average is not None and average.ema.apply
-        # Asked of every process, since whole tensors may have to be put together; an ended stage's groups are whole.
-        kept = weights.tensors(self.kept) | (self.engine.weights() if self.engaged else {})
-        moments = self.moments | (self.engine.moments() if self.engaged else {})
-        state = {
-            "stage": self.stage_index,
-            "stage_name": self.stage.name,
-            "step": self.step,
-            "global_step": self.global_step,
-            "order": order.state(),
-            "stage_seconds": self.stage_seconds,
-            "seconds": self.seconds,
-            "averaged": averaged,
-            "history": [asdict(record) for record in self.history],
-            "run": self.about,
-        }
-        files = {
-            "weights": kept,
-            "optimizer": moments,
-            "ema": average.named if average else {},
-        }
-        if self.engine.main:
-            checkpoint.save(self.checkpoints, self.global_step, state, files, keep=self.keep)
-        self.engine.barrier()
-        self.last_good = self.checkpoints / checkpoint.name_of(self.global_step)
-        self.saved_at = time.monotonic()
-
-    def restore(self, saved: checkpoint.Checkpoint) -> None:
-        state = saved.state
-        changes = checkpoint.diff(state["run"], json.loads(json.dumps(self.about)), done=state["stage"])
-        if refused := [f"\n  {change}" for change in changes if change.verdict == "refused"]:
-            raise ValueError(
-                f"{saved.path} was made by another run, which this one cannot continue:{''.join(refused)}\n"
-                f"put these back, or start afresh in another folder"
-            )
-        warned = [str(change) for change in changes if change.verdict == "warned"]
-        if state.get("averaged") and any(change.key == f"stages.{state['stage']}.length" for change in changes):
-            warned.append("the finished stage has another length: it goes on from the average that was written")
-        if warned:
-            warnings.warn(f"resuming with changes: {'; '.join(warned)}", guards.TrainingWarning, stacklevel=4)
-        for name, part in weights.split(saved.tensors["weights"]).items():
-            if name in self.groups:
-                self.groups[name].load_state_dict(part)
-        self.stage_index, self.step, self.global_step = state["stage"], state["step"], state["global_step"]
-        self.stage_seconds, self.seconds, self.order_state = state["stage_seconds"], state["seconds"], state["order"]
-        self.history = [StageRecord(**record) for record in state["history"]]
-        self.moments, self.average = saved.tensors["optimizer"], saved.tensors["ema"]
-        self.last_good = saved.path
-
-    # ---- one stage
+        self.run, self.engine, self.log, self.asked, self.quiet = run, run.engine, log, asked, quiet
+        self.held_out, self.sampling = held_out, sampling
+        self.saved_at, self.late, self.stopped = time.monotonic(), False, False
 
     def train_stage(self) -> None:
-        stage, resumed = self.stage, self.order_state is not None
-        trained = {name: self.groups[name] for name in stage.groups}
-        frozen = {name: group for name, group in self.groups.items() if name not in stage.groups} | self.watch
-        for name, group in self.groups.items():
-            group.train(name in trained).requires_grad_(name in trained)
-        before = guards.digest(frozen) if self.guard.frozen else {}
-        keep = resumed or stage.handover == "keep"
-        self.moments = _divide(self.moments, stage.groups)[0] if keep else {}
-        average = (
-            weights.Average(stage.ema, trained, self.average if resumed and self.average else None)
-            if stage.ema
-            else None
-        )
-        order_state = self.order_state or {"seed": derive_seed(self.seed, self.stage_index)}
-        order = Order(
-            len(stage.data),
-            digest=checkpoint.digest_of(stage),
-            rank=self.engine.rank,
-            world_size=self.engine.world_size,
-            **order_state,
-        )
-        restored_at, self.order_state = self.global_step if resumed else -1, None
-
-        self.run_steps(stage, order, average)
-
-        self.log.flush()
-        self.check_frozen(stage, frozen, before)
-        if average is not None and stage.ema is not None and stage.ema.apply:
-            average.write()
-        if self.step and self.global_step != restored_at:  # else this very end is what we resumed from
-            self.save(order, average, ended=True)
-        if self.stage_index + 1 < len(self.stages):
+        """Train the stage under way to its end."""
+        run, stage = self.run, self.run.stage
+        frozen = {name: group for name, group in run.groups.items() if name not in stage.groups} | run.watch
+        for name, group in run.groups.items():
+            group.train(name in stage.groups).requires_grad_(name in stage.groups)
+        before = guards.digest(frozen) if run.guard.frozen != "off" else {}
+        restored_at = run.global_step if run.enter() else -1
+        try:
+            self.run_steps(stage)
+            self.check_frozen(stage, frozen, before)
+        except (guards.NonFiniteLoss, guards.GuardStop):
+            self.log.flush()
+            raise
+        if run.average is not None and run.average.ema.apply:
+            run.average.write()
+        if run.step and run.global_step != restored_at:  # else this very end is what we resumed from
+            self.log.flush(**self.look(ended=True))
+            self.save(ended=True)
+        if run.stage_index + 1 < len(run.stages):
             self.leave_if_asked()
-        self.average = average.named if average else {}
-        seconds = round(self.stage_seconds, 3)
-        self.history.append(StageRecord(stage.name, self.step, seconds, dict(stage.groups), dict(self.log.means)))
-        self.stage_index, self.step, self.stage_seconds = self.stage_index + 1, 0, 0.0
+        run.leave(self.log.means)
 
-    def run_steps(self, stage: Stage, order: Order, average: weights.Average | None) -> None:
+    def run_steps(self, stage: Stage) -> None:
+        """Make the steps of a stage."""
+        run = self.run
         per_step = stage.batch_size * stage.accumulate * self.engine.world_size
         steps = stage.length.in_steps(samples=len(stage.data), per_step=per_step)
         budget = steps if steps is not None else 60 * (stage.length.minutes or 0)
-        zero = guards.ZeroGradient(self.guard.zero_gradient_steps)
         self.announce(stage, steps, per_step)
-        moving: list[str] = []
-        text = ""
+        step, moving, text = Step(run), [], ""
         with show.bar(stage.name, round(budget), quiet=self.quiet) as bar:
-            while (spent := self.step if steps is not None else self.stage_seconds) < budget:
+            while (spent := run.step if steps is not None else run.stage_seconds) < budget:
                 if self.due():
                     self.log.flush()
-                    self.save(order, average)
+                    self.save()
                     self.leave_if_asked()
-                now = [name for name in stage.groups if self.step >= stage.unfreeze.get(name, 0)]
+                now = [name for name in stage.groups if run.step >= stage.unfreeze.get(name, 0)]
                 if now != moving:
-                    self.engage(stage, now, average)
+                    self.engage(stage, now)
                     moving = now
                 started = time.perf_counter()
+                generator = rng.reseed(run.seed, run.stage_index, run.step, self.engine.rank)
+                alphas = {name: recursion.alpha for name, recursion in run.recursions.items()}
                 progress = Progress(
-                    stage.name, self.step, self.global_step, steps, spent / budget, self.seeded(), ramps=stage.ramps
+                    stage.name, run.step, run.global_step, steps, spent / budget, generator, stage.ramps, alphas
                 )
-                terms, norm, lr = self.train_step(stage, order, progress, zero)
-                if average is not None:
-                    average.update(self.step)
-                seconds = self.agree(time.perf_counter() - started)
-                self.step, self.global_step = self.step + 1, self.global_step + 1
-                self.stage_seconds, self.seconds = self.stage_seconds + seconds, self.seconds + seconds
-                self.log.add(
-                    terms,
-                    gradient_norm=norm,
-                    seconds=seconds,
-                    stage=stage.name,
-                    step=self.step,
-                    global_step=self.global_step,
-                    lr=lr,
-                    ramps={name: ramp.at(progress.step) for name, ramp in stage.ramps.items()},
-                )
-                if self.step % 10 == 1:
-                    text = "  ".join(f"{name} {value:.4g}" for name, value in terms.items())
-                bar.update(min(budget, self.step if steps is not None else self.stage_seconds), text)
+                made = step.make(progress)
+                self.engine.level(run.groups[name] for name in stage.groups)
+                if run.average is not None and not made.skipped:
+                    run.average.update(run.step)
+                self.advance(time.perf_counter() - started, made, progress)
+                spent = run.step if steps is not None else run.stage_seconds
+                if spent < budget:  # the stage's end looks after its average is written
+                    seen = self.look()
+                    if seen or run.step % self.log_every == 0:
+                        self.log.flush(**seen)
+                if run.step % 10 == 1:
+                    text = "  ".join(f"{name} {value:.4g}" for name, value in made.terms.items())
+                bar.update(min(budget, spent), text)
         self.disengage()
 
-    def engage(self, stage: Stage, moving: Sequence[str], average: weights.Average | None) -> None:
+    def advance(self, elapsed: float, made: Made, progress: Progress) -> None:
+        """Count and log a step, and do as its guards say: the same in every process."""
+        run, seconds = self.run, self.agree(elapsed, made)
+        run.step, run.global_step = run.step + 1, run.global_step + 1
+        run.stage_seconds, run.seconds, run.seconds_before = (
+            run.stage_seconds + seconds,
+            run.seconds + seconds,
+            run.seconds,
+        )
+        recursive = {
+            name: {"average": recursion.average, "eta": recursion.eta, "resets": recursion.resets}
+            for name, recursion in run.recursions.items()
+        }
+        self.log.add(
+            made.terms,
+            gradient_norm=made.norm,
+            seconds=seconds,
+            stage=progress.stage,
+            step=run.step,
+            global_step=run.global_step,
+            lr=made.lr,
+            ramps={name: progress.ramp(name) for name in progress.ramps},
+            **({"recursive": recursive} if recursive else {}),
+        )
+        for action, text in made.complaints:
+            if action == "warn":
+                warnings.warn(text, guards.TrainingWarning, stacklevel=2)
+        if self.stopped:
+            reasons = "; ".join(text for action, text in made.complaints if action == "stop")
+            raise guards.GuardStop(
+                f"{reasons or 'a guard in another process'}: stopped at step {progress.step} of stage "
+                f"{progress.stage!r}; the last good checkpoint is {run.last_good or 'none'}"
+            )
+
+    def agree(self, seconds: float, made: Made) -> float:
+        """Return a step's seconds, and note what the next one shall do first: the same in every process."""
+        late = time.monotonic() - self.saved_at > 60 * self.save_minutes
+        stop = any(action == "stop" for action, _ in made.complaints)
+        said = torch.tensor([seconds, late, self.asked.save, self.asked.stop, stop], dtype=torch.float64)
+        mean, late, save, leave, stop = self.engine.mean(said).tolist()
+        self.late, self.asked.save, self.asked.stop = bool(late or save), save > 0, leave > 0
+        self.stopped = stop > 0
+        return mean
+
+    def look(self, *, ended: bool = False) -> dict[str, Any]:
+        """Evaluate what is held out and make samples, where either is due; return what belongs into the log's line."""
+        run, seen = self.run, {}
+        if self.held_out is None and self.sampling is None:
+            return seen
+        with self.engine.whole() if run.engaged else nullcontext():
+            if self.held_out is not None and (ended or run.step % self.held_out.every == 0):
+                seen = {"held_out": self.held_out.evaluate(run.groups, self.engine, run.device)}
+            if self.sampling is not None and (ended or self.sampling.due(run.step, run.seconds_before, run.seconds)):
+                where = {"stage": run.stage.name, "step": run.step, "global_step": run.global_step}
+                self.sampling.make(run.groups, self.engine, run.out, **where)
+        return seen
+
+    # ---- what surrounds a step
+
+    def engage(self, stage: Stage, moving: Sequence[str]) -> None:
         """Hand the groups that move from this step on to the engine."""
+        run = self.run
         self.disengage()
         if not moving:
-            raise ValueError(f"stage {stage.name!r}: no group moves at step {self.step}, see unfreeze")
+            raise ValueError(f"stage {stage.name!r}: no group moves at step {run.step}, see unfreeze")
         for name in stage.groups:
-            self.groups[name].requires_grad_(name in moving)
-        trained = {name: self.groups[name] for name in moving}
-        taken, self.moments = _divide(self.moments, moving)
+            run.groups[name].requires_grad_(name in moving)
+        trained = {name: run.groups[name] for name in moving}
+        taken, run.moments = divide(run.moments, moving)
         self.engine.begin(
             trained, stage.optim, taken, loss=stage.loss, batch_size=stage.batch_size, accumulate=stage.accumulate
         )
-        self.engaged = True
-        if average is not None:
+        run.engaged = True
+        if run.average is not None:
             self.engine.check_average()
-            average.follow({name: self.groups[name] for name in stage.groups})
+            run.average.follow({name: run.groups[name] for name in stage.groups})
+            run.average.named = self.engine.apart(run.average.named)
 
     def disengage(self) -> None:
-        """Take the groups and the optimizer's moments back from the engine."""
-        if self.engaged:
-            self.moments = self.moments | self.engine.moments()
+        """Take the groups, the optimizer's moments and the average back from the engine."""
+        run = self.run
+        if run.engaged:
+            run.moments = run.moments | self.engine.moments()
+            if run.average is not None:
+                run.average.named = self.engine.joined(run.average.named)
             self.engine.end()
-        self.engaged = False
-
-    def agree(self, seconds: float) -> float:
-        """Return a step's seconds, and note what the next one shall do first: the same in every process."""
-        late = time.monotonic() - self.saved_at > 60 * self.save_minutes
-        said = torch.tensor([seconds, late, self.asked.save, self.asked.stop], dtype=torch.float64)
-        mean, late, save, stop = self.engine.mean(said).tolist()
-        self.late, self.asked.save, self.asked.stop = bool(late or save), save > 0, stop > 0
-        return mean
+            if run.average is not None:  # the weights may lie elsewhere now
+                run.average.follow({name: run.groups[name] for name in run.stage.groups})
+        run.engaged = False
 
     def due(self) -> bool:
         """Whether a checkpoint should be written before the next step (a stage's end writes its own)."""
-        if self.step == 0 or (self.last_good and self.last_good.name == checkpoint.name_of(self.global_step)):
+        run = self.run
+        if run.step == 0 or (run.last_good and run.last_good.name == checkpoint.name_of(run.global_step)):
             return False
-        return self.late or self.global_step % self.save_every == 0
+        return self.late or run.global_step % self.save_every == 0
+
+    def save(self, *, ended: bool = False) -> None:
+        """Write a checkpoint."""
+        self.run.save(ended=ended)
+        self.saved_at = time.monotonic()
 
     def leave_if_asked(self) -> None:
         """End the run after a checkpoint where SIGTERM asked for it."""
         self.late = self.asked.save = False
         if self.asked.stop:
-            raise signals.Stopped(f"stopped by SIGTERM after step {self.global_step}: resume from {self.last_good}")
-
-    def train_step(
-        self, stage: Stage, order: Order, progress: Progress, zero: guards.ZeroGradient
-    ) -> tuple[dict[str, float], float, float]:
-        """Make one optimizer step; return the mean of each term over the accumulated batches (and the processes), the
-        gradient norm, and the learning rate of the stage's first group.
-        """
-        factor = stage.optim.factor(progress.step, progress.fraction)
-        device = next(self.groups[name] for name in stage.groups).parameters().__next__().device
-        samples: list[int] = []
-        means: dict[str, float] = {}
-        self.engine.forget()
-        for micro in range(stage.accumulate):
-            indices, last = order.take(stage.batch_size), micro == stage.accumulate - 1
-            samples += indices.tolist()
-            terms = self.engine.forward(take(stage.data, indices, device), progress, last=last)
-            summed = {name: term for name, term in terms.items() if not name.startswith("log/")}
-            if not summed:
-                raise ValueError(f"the loss of stage {stage.name!r} returned no term, got {sorted(terms)}")
-            for name, value in self.values(summed, terms).items():
-                if name in summed and not guards.finite(value):
-                    raise self.non_finite(f"loss term {name!r}", value, samples)
-                means[name] = means.get(name, 0.0) + value / stage.accumulate
-            total = torch.stack([term.reshape(()) for term in summed.values()]).sum() / stage.accumulate
-            self.engine.backward(total, last=last)
-        self.warn_zero(zero, stage)
-        norm = self.engine.step({name: value * factor for name, value in stage.groups.items()}, stage.optim.clip)
-        if not guards.finite(norm):
-            raise self.non_finite("the norm of the gradient", norm, samples)
-        return means, norm, stage.optim.lr * next(iter(stage.groups.values())) * factor
-
-    def values(self, summed: Mapping[str, Tensor], terms: Mapping[str, Tensor]) -> dict[str, float]:
-        """Return the terms as numbers, with one wait for the device; what is summed as its mean over the processes."""
-        every = {**summed, **terms}  # what is summed comes first
-        here = torch.stack([term.detach().float().reshape(()) for term in every.values()])
-        here[: len(summed)] = self.engine.mean(here[: len(summed)])
-        return dict(zip(every, here.tolist(), strict=True))
-
-    # ---- what surrounds a step
-
-    def seeded(self) -> torch.Generator:
-        """Seed torch's generators for this step, and return the loss's own."""
-        where = (self.seed, self.stage_index, self.step, self.engine.rank)
-        seed = derive_seed("torch", *where)
-        torch.default_generator.manual_seed(seed)
-        if torch.cuda.is_initialized():
-            torch.cuda.manual_seed_all(seed)
-        return torch.Generator().manual_seed(derive_seed("loss", *where))
-
-    def non_finite(self, term: str, value: float, samples: list[int]) -> guards.NonFiniteLoss:
-        return guards.NonFiniteLoss(
-            term, value, stage=self.stage.name, step=self.step, samples=samples, last_good=self.last_good
-        )
-
-    def warn_zero(self, zero: guards.ZeroGradient, stage: Stage) -> None:
-        for name in self.engine.trained if zero.patience else ():
-            if zero.look(name, self.engine.connected):
-                text = f"group {name!r} got no gradient in {zero.patience} steps of {stage.name!r}: is it connected?"
-                warnings.warn(text, guards.TrainingWarning, stacklevel=2)
+            run = self.run
+            raise signals.Stopped(f"stopped by SIGTERM after step {run.global_step}: resume from {run.last_good}")
 
     def check_frozen(self, stage: Stage, frozen: Mapping[str, nn.Module], before: Mapping[str, str]) -> None:
-        after = guards.digest(frozen) if self.guard.frozen else {}
+        """Compare what the stage did not train with what it was."""
+        action = self.run.guard.frozen
+        after = guards.digest(frozen) if action != "off" else {}
         if moved := [name for name, value in after.items() if value != before[name]]:
-            raise guards.FrozenChanged(
+            text = (
                 f"stage {stage.name!r} does not train {moved}, yet their weights or buffers changed: does the loss "
                 f"write into them?"
             )
+            if action == "stop":
+                raise guards.FrozenChanged(text)
+            warnings.warn(text, guards.TrainingWarning, stacklevel=2)
 
     def announce(self, stage: Stage, steps: int | None, per_step: int) -> None:
+        """Show what the stage is about to do."""
         length = f"{steps} steps" if steps is not None else f"{stage.length.minutes:g} minutes"
-        batch = f"batch {stage.batch_size} x {stage.accumulate} accumulated x 1 process = {per_step}"
+        world = self.engine.world_size
+        processes = f"{world} process" if world == 1 else f"{world} processes"
+        if world > 1:
+            processes += f" ({self.engine.name})"
+        batch = f"batch {stage.batch_size} x {stage.accumulate} accumulated x {processes} = {per_step}"
         rows = []
-        for name, group in self.groups.items():
+        for name, group in self.run.groups.items():
             size = show.count(sum(p.numel() for p in group.parameters()))
             lr = f"{stage.optim.lr * stage.groups[name]:g}" if name in stage.groups else "frozen"
             rows.append((name, size, lr, stage.unfreeze.get(name, "")))
@@ -461,10 +346,3 @@ def _as_found(groups: Mapping[str, nn.Module]) -> Iterator[None]:
             p.grad = None
         for module, mode in modes:
             module.training = mode
-
-
-def _divide(moments: Mapping[str, Tensor], names: Iterable[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Split moments into those of the named groups and the others'."""
-    wanted = set(names)
-    chosen = {key: value for key, value in moments.items() if key.partition("/")[0] in wanted}
-    return chosen, {key: value for key, value in moments.items() if key not in chosen}

@@ -16,28 +16,18 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor, nn
 
-from .config import did_you_mean, refuse_unknown
+from .config import did_you_mean
+from .ramps import STRICT, Part, Ramp, RecursiveRamp
 
 __all__ = ["EMA", "Length", "Loss", "MapStyle", "Matrices", "Optim", "Progress", "Ramp", "Stage", "check"]
 
-_STRICT = ConfigDict(extra="forbid")
 
-
-class _Known:
-    """Gives the recipe parts below the same answer to an unknown key that `Config` gives."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown(cls, data: Any) -> Any:
-        return refuse_unknown(cls, data)
-
-
-@checked_dataclass(frozen=True, config=_STRICT)
-class Length(_Known):
+@checked_dataclass(frozen=True, config=STRICT)
+class Length(Part):
     """How long a stage lasts: exactly one of steps, epochs, or minutes of training.
 
     Minutes count the seconds spent in training steps (not in saving), and survive a resume; where they end depends on
@@ -61,8 +51,8 @@ class Length(_Known):
         return self.steps if self.epochs is None else math.ceil(self.epochs * samples / per_step)
 
 
-@checked_dataclass(frozen=True, config=_STRICT)
-class Matrices(_Known):
+@checked_dataclass(frozen=True, config=STRICT)
+class Matrices(Part):
     """Muon for the hidden matrices of a stage, beside AdamW for the rest.
 
     `names` are patterns (`fnmatch`) over `group/parameter`; their two-dimensional parameters go to Muon, which gives
@@ -77,8 +67,8 @@ class Matrices(_Known):
     momentum: float = Field(default=0.95, ge=0, lt=1)
 
 
-@checked_dataclass(frozen=True, config=_STRICT)
-class Optim(_Known):
+@checked_dataclass(frozen=True, config=STRICT)
+class Optim(Part):
     """AdamW and its schedule, and Muon for the matrices that `muon` names (None: for none). `clip` bounds the gradient
     norm of a whole optimizer step over all groups (None: no bound).
 
@@ -109,32 +99,8 @@ class Optim(_Known):
         return rise * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * fall)))
 
 
-@checked_dataclass(frozen=True, config=_STRICT)
-class Ramp(_Known):
-    """A number that moves linearly from `start` (until step `from_step`) to `end` (from step `to_step` on).
-
-    >>> [Ramp(0.0, 1.0, 10, 20).at(step) for step in (0, 10, 15, 20, 99)]
-    [0.0, 0.0, 0.5, 1.0, 1.0]
-    """
-
-    start: float
-    end: float
-    from_step: int = 0
-    to_step: int = 0
-
-    def __post_init__(self) -> None:
-        if self.to_step < self.from_step:
-            raise ValueError(f"expected to_step >= from_step, got {self.to_step} < {self.from_step}")
-
-    def at(self, step: int) -> float:
-        """Return the value at a step of the stage."""
-        if step >= self.to_step:
-            return self.end
-        return self.start + (self.end - self.start) * max(0, step - self.from_step) / (self.to_step - self.from_step)
-
-
-@checked_dataclass(frozen=True, config=_STRICT)
-class EMA(_Known):
+@checked_dataclass(frozen=True, config=STRICT)
+class EMA(Part):
     """An exponential moving average of the stage's weights, begun from the weights at the stage's start.
 
     The decay at step n is min(decay, (1 + n) / (10 + n)), so that a short stage is not an average of its beginning.
@@ -154,6 +120,8 @@ class Progress:
     """Where training stands, as a loss sees it.
 
     `steps` is None when the stage's length is in minutes; `fraction` in [0, 1] is the share of the stage that is spent.
+    `alphas` are the values of recursive ramps, which depend on more than the step; one that is not there is read as if
+    nothing had been reset.
     """
 
     stage: str
@@ -162,13 +130,14 @@ class Progress:
     steps: int | None
     fraction: float
     generator: torch.Generator
-    ramps: Mapping[str, Ramp] = field(default_factory=dict)
+    ramps: Mapping[str, Ramp | RecursiveRamp] = field(default_factory=dict)
+    alphas: Mapping[str, float] = field(default_factory=dict)
 
     def ramp(self, name: str) -> float:
         """Return the value of one of the stage's ramps at this step."""
         if name not in self.ramps:
             raise ValueError(f"stage {self.stage!r} has no ramp {name!r}; {did_you_mean(name, self.ramps)}")
-        return self.ramps[name].at(self.step)
+        return self.alphas[name] if name in self.alphas else self.ramps[name].at(self.step)
 
 
 @runtime_checkable
@@ -203,7 +172,7 @@ class Stage:
     length: Length
     optim: Optim = field(default_factory=Optim)
     accumulate: int = 1
-    ramps: Mapping[str, Ramp] = field(default_factory=dict)
+    ramps: Mapping[str, Ramp | RecursiveRamp] = field(default_factory=dict)
     unfreeze: Mapping[str, int] = field(default_factory=dict)
     ema: EMA | None = None
     handover: Literal["keep", "reset"] = "reset"
@@ -221,6 +190,13 @@ class Stage:
             if group not in self.groups:
                 hint = did_you_mean(group, self.groups)
                 raise ValueError(f"stage {self.name!r} unfreezes {group!r}, which is not one of its groups; {hint}")
+        for name, ramp in self.ramps.items():
+            if isinstance(ramp, RecursiveRamp) and ramp.group not in self.groups:
+                hint = did_you_mean(ramp.group, self.groups)
+                raise ValueError(
+                    f"stage {self.name!r}: ramp {name!r} measures the gradient on group {ramp.group!r}, which the "
+                    f"stage does not train; {hint}"
+                )
 
 
 def check(stages: Sequence[Stage], groups: Mapping[str, nn.Module]) -> None:

@@ -32,6 +32,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class Zero(Replicated):
     """DeepSpeed, with the config that `accelerate launch` was given."""
 
+    spares = False
+
     def __init__(self, accelerator: Any) -> None:
         try:
             with warnings.catch_warnings():
