@@ -20,7 +20,7 @@ from fractions import Fraction
 from functools import cache
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import av
 import numpy as np
@@ -30,9 +30,7 @@ from jaxtyping import Float64, UInt8
 from . import boxes
 from .guards import TrainingWarning
 
-__all__ = ["Decoded", "Decoder", "Header", "VideoError", "choose", "probe", "rate", "read", "which"]
-
-Decoder = Literal["auto", "torchcodec", "pyav"]
+__all__ = ["Decoded", "Header", "VideoError", "choose", "probe", "rate", "read", "which"]
 
 CONTAINERS = "mov,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,gif"
 MAX_PIXELS = 36_000_000
@@ -91,7 +89,7 @@ def rate(times_s: Float64[np.ndarray, " t"]) -> float:
     return float((len(times_s) - 1) / (times_s[-1] - times_s[0])) if len(times_s) > 1 else 0.0
 
 
-def which(name: Decoder = "auto") -> Literal["torchcodec", "pyav"]:
+def which(name: str = "auto") -> str:
     """Return which decoder a name stands for here; ValueError where torchcodec was asked for and does not load."""
     if name not in ("auto", "torchcodec", "pyav"):
         raise ValueError(f"expected the decoder 'auto', 'torchcodec' or 'pyav', got {name!r}")
@@ -129,23 +127,21 @@ def _without_torchcodec() -> str:
 def probe(path: str | Path) -> Header:
     """Return size, count and rate from a file's header and its first frame; VideoError when it has none.
 
-    A file that does not announce its count (webm, mkv) is taken to be as long as it says at its mean rate.
+    Where a file does not announce its count (webm, mkv) its packets are counted.
     """
     with _opened(path) as (container, stream):
         frame = next(iter(container.decode(stream)), None)
         if frame is None:
             raise VideoError(f"{path} holds no frames: replace it or leave it out")
-        fps = float(stream.average_rate or stream.guessed_rate or 0)
-        length = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else None
-        if length is None and container.duration:
-            length = container.duration / av.time_base
-        frames = stream.frames or round((length or 0) * fps)
-        if not fps > 0 or frames < 1:
-            raise VideoError(f"{path} tells neither rate nor length; write it anew (ffmpeg -i in out.mp4)")
+        fps, frames = float(stream.average_rate or 0), stream.frames
         height, width = frame.height, frame.width
         if frame.rotation % 180:
             height, width = width, height
-        return Header(width, height, frames, fps)
+    if not frames or not fps > 0:
+        stamps, base, _ = _timeline(path)
+        frames = len(stamps)
+        fps = float((frames - 1) / ((stamps[-1] - stamps[0]) * base)) if frames > 1 else 1.0
+    return Header(width, height, frames, fps)
 
 
 def read(
@@ -153,7 +149,7 @@ def read(
     *,
     from_s: float | int = 0,
     until_s: float | int | None = None,
-    decoder: Decoder = "auto",
+    decoder: str = "auto",
     max_bytes: int = MAX_BYTES,
 ) -> Decoded:
     """Decode the first video stream; VideoError when the file is unreadable, empty, damaged, or cut short.
@@ -178,7 +174,7 @@ def choose(
     pick: Callable[[Float64[np.ndarray, " t"]], np.ndarray],
     *,
     each: Callable[[UInt8[np.ndarray, "t h w 3"]], UInt8[np.ndarray, "t _ _ 3"]] | None = None,
-    decoder: Decoder = "auto",
+    decoder: str = "auto",
     max_bytes: int = MAX_BYTES,
 ) -> Decoded:
     """Decode the frames that `pick` names and no other, and put each through `each` at once (a resize, say).
@@ -188,46 +184,37 @@ def choose(
     """
     name = which(decoder)
     stamps, base, size = _timeline(path)
-    for again in (False, True):
+
+    def chosen(stamps: Sequence[int]) -> Decoded:
         times_s = np.array([(stamp - stamps[0]) * base.numerator / base.denominator for stamp in stamps])
         indices = [int(i) for i in pick(times_s)]
-        if each is None and size and len(indices) * 3 * size > max_bytes:
+        if each is None and len(indices) * 3 * size > max_bytes:
             raise _too_large(path, len(indices), size)
-        try:
-            parts = list(_parts(path, name, stamps, base, indices, each, max_bytes))
-        except _Missing:
-            if again:
-                text = f"{path} does not decode to the same frames twice: replace it or leave it out"
-                raise VideoError(text) from None
-            stamps = _decoded_stamps(path)  # packets that are no frames: what comes out of the decoder counts
-            continue
-        break
-    if len({part.shape[1:] for part in parts}) > 1:
-        raise VideoError(
-            f"{path} changes its picture size midway; write it anew at one size (ffmpeg -i in -vf scale=... out.mp4)"
+        wanted = [stamps[i] for i in indices]
+        late = (wanted[0] - stamps[0]) * base > SEEK_S
+        frames = (
+            _by_torchcodec(path, wanted, indices, base) if name == "torchcodec" else _by_pyav(path, wanted, seek=late)
         )
-    return Decoded(np.concatenate(parts), times_s[indices], name)
+        parts = []
+        for frame in frames:
+            if each is None and len(indices) * frame[0].nbytes > max_bytes:
+                raise _too_large(path, len(indices), frame[0].nbytes // 3)
+            parts.append(frame if each is None else each(frame))
+        if len({part.shape[1:] for part in parts}) > 1:
+            raise VideoError(
+                f"{path} changes its picture size midway; write it anew at one size (ffmpeg -i in -vf scale=... out)"
+            )
+        return Decoded(np.concatenate(parts), times_s[indices], name)
 
-
-def _parts(
-    path: str | Path,
-    name: str,
-    stamps: Sequence[int],
-    base: Fraction,
-    indices: Sequence[int],
-    each: Callable[[np.ndarray], np.ndarray] | None,
-    max_bytes: int,
-) -> Iterator[np.ndarray]:
-    wanted = [stamps[i] for i in indices]
-    frames = (
-        _by_torchcodec(path, wanted, indices, base)
-        if name == "torchcodec"
-        else _by_pyav(path, wanted, seek=(wanted[0] - stamps[0]) * base > SEEK_S)
-    )
-    for frame in frames:
-        if each is None and len(indices) * frame[0].nbytes > max_bytes:
-            raise _too_large(path, len(indices), frame[0].nbytes // 3)
-        yield frame if each is None else each(frame)
+    try:
+        return chosen(stamps)
+    except _Missing:  # packets that are no frames of their own: what comes out of the decoder counts
+        stamps = _decoded_stamps(path)
+    try:
+        return chosen(stamps)
+    except _Missing:
+        text = f"{path} does not decode to the same frames twice: replace it or leave it out"
+        raise VideoError(text) from None
 
 
 def _too_large(path: str | Path, frames: int, pixels: int) -> VideoError:
@@ -346,7 +333,8 @@ def _by_torchcodec(
     from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports]
 
     try:
-        video = VideoDecoder(str(Path(path).absolute()), dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+        whole = str(Path(path).absolute())
+        video = VideoDecoder(whole, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
         left = iter(zip(indices, wanted, strict=True))
         while chunk := list(islice(left, CHUNK)):
             if chunk[-1][0] >= len(video):

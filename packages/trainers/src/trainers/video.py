@@ -20,13 +20,12 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int64, UInt8
 
-from .decode import Decoded, Decoder, Header, VideoError, choose, probe, rate, read, which
+from .decode import Decoded, Header, VideoError, choose, probe, rate, read, which
 from .guards import TrainingWarning
 
 __all__ = [
     "ClipSpec",
     "Decoded",
-    "Decoder",
     "Header",
     "VideoError",
     "clip",
@@ -192,7 +191,7 @@ def load(
     start_s: float | int = 0.0,
     share: float | None = None,
     max_jitter: float | None = None,
-    decoder: Decoder = "auto",
+    decoder: str = "auto",
 ) -> Decoded:
     """Decode what `clip` needs of a file and no more, and clip it; the memory is that of the clip.
 
