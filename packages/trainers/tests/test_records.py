@@ -1,10 +1,13 @@
 """Every record is read or listed with the reason, and none reaches outside its folder."""
 
+import csv
 import json
 
 import pytest
 
 from trainers import Filters, read_records
+from trainers.records import write_skipped
+from trainers.tables import Skipped
 
 WISA = {
     "file": "clips/a.mp4",
@@ -57,6 +60,119 @@ def test_a_list_a_data_map_a_jsonl_and_the_folder_itself_give_the_same(folder):
     assert read_records(folder / "lines.jsonl") == expected
     put(folder, [WISA, TEST], "annotations.json")
     assert read_records(folder) == expected
+
+
+def cells(record):
+    return {k: json.dumps(v) if isinstance(v, dict) else str(v) for k, v in record.items()}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_a_csv_says_what_the_json_says(folder, suffix):
+    expected, _ = read_records(put(folder, [WISA, TEST]))
+    names = list(dict.fromkeys([*WISA, *TEST]))
+    with (folder / f"a.{suffix}").open("w", newline="", encoding="utf-8-sig") as file:  # as spreadsheets write it
+        writer = csv.DictWriter(file, names, restval="", delimiter="\t" if suffix == "tsv" else ",")
+        writer.writeheader()
+        writer.writerows([cells(WISA), cells(TEST)])
+    records, skipped = read_records(folder / f"a.{suffix}", filters=Filters(width_px=(720, 3000)))
+    assert not skipped
+    for record, wanted in zip(records, expected, strict=True):
+        assert (record.path, record.caption, record.labels, record.id) == (
+            wanted.path,
+            wanted.caption,
+            wanted.labels,
+            wanted.id,
+        )
+        assert record.annotation == wanted.annotation
+    records, skipped = read_records(folder / f"a.{suffix}", filters=Filters(width_px=(1281, 3000)))
+    assert [(item.path, item.why) for item in skipped] == [("clips/a.mp4", "width is '1280', wanted 1281 to 3000")]
+
+
+def test_a_parquet_says_what_the_json_says_and_embedded_bytes_are_not_read(folder):
+    pyarrow = pytest.importorskip("pyarrow", reason="parquet needs pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="parquet needs pyarrow")
+    expected = read_records(put(folder, [WISA, TEST]))
+    table = pyarrow.Table.from_pylist([WISA | {"thumbnail": b"\0" * 10**6}, TEST], pyarrow.schema([
+        ("file", pyarrow.string()), ("video_id", pyarrow.string()), ("captions", pyarrow.string()),
+        ("duration", pyarrow.float64()), ("width", pyarrow.int64()), ("text_bbox_num", pyarrow.int32()),
+        ("physical_annotation", pyarrow.struct({k: pyarrow.string() for k in ("phys_law", "q0", "q4")})),
+        ("en_caption", pyarrow.string()), ("phys_law", pyarrow.string()), ("q1", pyarrow.string()),
+        ("label", pyarrow.string()), ("video_path", pyarrow.string()), ("thumbnail", pyarrow.binary()),
+    ]))  # fmt: skip
+    parquet.write_table(table, folder / "a.parquet")
+    assert read_records(folder / "a.parquet") == expected
+
+
+def test_parquet_is_read_some_rows_at_a_time(folder, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow", reason="parquet needs pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="parquet needs pyarrow")
+    monkeypatch.setattr("trainers.tables.BATCH", 100)
+    rows = [{"path": "clips/a.mp4", "caption": "x", "id": str(i)} for i in range(1050)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "a.parquet")
+    sizes = []
+    stock = parquet.ParquetFile.iter_batches
+
+    def watched(self, **how):
+        for batch in stock(self, **how):
+            sizes.append(len(batch))
+            yield batch
+
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", watched)
+    records, _ = read_records(folder / "a.parquet")
+    assert [record.id for record in records] == [str(i) for i in range(1050)]
+    assert max(sizes) <= 100
+
+
+def test_without_pyarrow_a_parquet_says_what_to_install(folder, monkeypatch):
+    (folder / "a.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    with pytest.raises(ValueError, match=r"pip install 'phystrainers\[parquet\]'"):
+        read_records(folder / "a.parquet")
+
+
+def test_a_damaged_line_is_listed_and_the_others_are_read(folder):
+    good = json.dumps(WISA)
+    (folder / "a.jsonl").write_text(f"{good}\n{{broken\n\n[1]\n{json.dumps(TEST)}\n{'[' * 10**5}\n")
+    records, skipped = read_records(folder / "a.jsonl")
+    assert [record.id for record in records] == ["v1", "clips/b.mp4"]
+    assert [item.path for item in skipped] == ["line 2", "record 2", "line 6"]
+    (folder / "a.csv").write_text(f"file,caption\nclips/a.mp4,one\na,b,c\nclips/b.mp4,{'x' * 200_000}\n")
+    records, skipped = read_records(folder / "a.csv")
+    assert [record.caption for record in records] == ["one"]
+    assert [item.path for item in skipped] == ["line 3", "line 4"]
+    assert "3 cells under 2 names" in skipped[0].why
+
+
+def test_a_line_separator_within_a_caption_ends_no_line(folder):
+    (folder / "a.jsonl").write_text(json.dumps(WISA | {"captions": "a\u2028b\x85c"}, ensure_ascii=False))
+    records, skipped = read_records(folder / "a.jsonl")
+    assert ([record.caption for record in records], skipped) == (["a\u2028b\x85c"], [])
+
+
+def test_a_column_that_says_nothing_gives_way_to_the_next(folder):
+    """WISA's validation records carry `video_path: null` beside others."""
+    records, _ = read_records(put(folder, [{"path": None, "file": "clips/a.mp4", "caption": None, "captions": "x"}]))
+    assert (records[0].path.name, records[0].caption) == ("a.mp4", "x")
+
+
+def test_wisas_own_filters_keep_what_its_loader_keeps(folder):
+    filters = Filters(duration_s=(3, None), width_px=(720, 3000), text_boxes=1)
+    kept = {
+        ("duration", 3.0): True, ("duration", 2.99): False, ("duration", 3600): True, ("duration", float("nan")): False,
+        ("width", 720): True, ("width", 719): False, ("width", 3000): True, ("width", 3001): False,
+        ("width", True): False, ("width", "wide"): False, ("width", "1024"): True,
+        ("text_bbox_num", 0): True, ("text_bbox_num", 1): True, ("text_bbox_num", 2): False,
+        ("text_bbox_num", None): True, ("text_bbox_num", -1): False,
+    }  # fmt: skip
+    for (key, value), stays in kept.items():
+        records, skipped = read_records(put(folder, [TEST, WISA | {key: value}]), filters=filters)
+        assert (len(records), len(skipped)) == ((2, 0) if stays else (1, 1)), (key, value)
+
+
+def test_what_was_left_out_becomes_a_file(tmp_path):
+    write_skipped(tmp_path / "sub" / "skipped.json", [Skipped("a\udcff.mp4", "broken")])
+    assert json.loads((tmp_path / "sub" / "skipped.json").read_text()) == [{"path": "a\udcff.mp4", "why": "broken"}]
+    assert [file.name for file in (tmp_path / "sub").iterdir()] == ["skipped.json"]
 
 
 def test_a_folder_takes_captions_from_the_text_beside_each_clip_or_from_captions_json(folder):

@@ -1,10 +1,11 @@
 """Records: which clips there are, what they show, and which were left out and why.
 
-Read from a folder of videos (captions from `NAME.txt` beside each, or from a `captions.json` or `annotations.json` in
-it), or from a JSON list, JSON `{"data": [...]}` or JSONL of objects. Known objects: {path | file | video_path | video,
-caption | captions, ...}; a WISA-80K training record {file, captions, physical_annotation: {phys_law, q0..q4, ...}}; a
-WISA test record {en_caption, phys_law, q0..q4, ...} with `file` or `video_path` added. What the annotation says is kept
-raw: which label it means is the business of whoever trains.
+Read from a folder of videos (captions from `NAME.txt` beside each, or from a table in it such as `captions.json` or
+`metadata.csv`), or from a table: a JSON list, JSON `{"data": [...]}`, JSONL, CSV, parquet (see `tables`). Known
+columns: {path | file | video_path | video | file_name, caption | captions | ..., id, labels, ...}; a WISA-80K training
+record {file, captions, physical_annotation: {phys_law, q0..q4, ...}}; a WISA test record {en_caption, phys_law, q0..q4,
+...} with `file` or `video_path` added. What the annotation says is kept raw: which label it means is the business of
+whoever trains.
 
 Paths are relative to the folder of the file that names them (or to `root`) and may not leave it, by `..`, by an
 absolute path or by a link. A record that cannot be used is skipped and listed; only when nothing is left is that an
@@ -13,16 +14,19 @@ error.
 
 import json
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+import os
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from .config import Config
+from .tables import SUFFIXES, Skipped, rows
 
-__all__ = ["Filters", "Record", "Skipped", "read_records"]
+__all__ = ["Filters", "Record", "Skipped", "number", "read_records", "write_skipped"]
 
 VIDEOS = (".mp4", ".mov", ".webm", ".mkv", ".avi", ".m4v")
 _PATH_KEYS = ("path", "file", "video_path", "video", "file_name")
@@ -41,7 +45,9 @@ _ANNOTATION_KEYS = (
     "quantify_n1",
     "quantify_n2",
 )
-_LISTS = ("annotations.json", "annotations.jsonl", "captions.json", "records.json", "records.jsonl")
+_LISTS = tuple(f"{stem}{suffix}" for stem in ("annotations", "captions", "records", "metadata") for suffix in SUFFIXES)
+_SHORT = reprlib.Repr()  # a hostile value may be as large, or as deep, as its file
+_SHORT.maxstring, _SHORT.maxother, _SHORT.maxlevel = 80, 80, 3
 
 
 @dataclass(frozen=True)
@@ -57,79 +63,101 @@ class Record:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Skipped:
-    """A clip that was left out."""
-
-    path: str
-    why: str
-
-
 class Filters(Config):
-    """Bounds on what a record says of its clip; all off. WISA's own loader uses 3..10 s, 720..3000 px and at most 1
-    text box.
+    """Bounds on what a record says of its clip, both included; all off. An upper bound of None is no bound.
 
-    A record that does not state the quantity passes.
+    WISA-80K's own loader keeps clips of 3 s and more, 720 to 3000 px wide, with at most one box of text:
+    `Filters(duration_s=(3, None), width_px=(720, 3000), text_boxes=1)`. A record that does not state the quantity
+    passes.
     """
 
-    duration_s: tuple[float, float] | None = None
-    width_px: tuple[int, int] | None = None
+    duration_s: tuple[float, float | None] | None = None
+    width_px: tuple[int, int | None] | None = None
     text_boxes: int | None = Field(default=None, ge=0)
 
-    def refuse(self, raw: dict[str, Any]) -> str | None:
+    def refuse(self, raw: Mapping[str, Any]) -> str | None:
         """Return why a raw record is left out, None when it stays."""
-        bounds = (("duration", self.duration_s), ("width", self.width_px), ("text_bbox_num", self.text_boxes))
-        for key, bound in bounds:
-            value = raw.get(key)
-            if bound is None or value is None:
+        boxes = None if self.text_boxes is None else (0, self.text_boxes)
+        for key, bound in (("duration", self.duration_s), ("width", self.width_px), ("text_bbox_num", boxes)):
+            if bound is None or raw.get(key) is None:
                 continue
-            low, high = bound if isinstance(bound, tuple) else (0, bound)
-            if not isinstance(value, (int, float)) or not low <= value <= high:
-                return f"{key} is {value!r}, wanted {low} to {high}"
+            low, high = bound[0], math.inf if bound[1] is None else bound[1]
+            value = number(raw, key)
+            if value is None or not low <= value <= high:
+                return f"{key} is {_SHORT.repr(raw[key])}, wanted {low:g} to {high:g}"
         return None
+
+
+def number(raw: Mapping[str, Any], key: str) -> float | None:
+    """Return what a record says under `key` as a number, from text too (a CSV holds nothing else); None where it is
+    none.
+
+    >>> number({"width": "1280"}, "width"), number({"width": True}, "width"), number({}, "width")
+    (1280.0, None, None)
+    """
+    value = raw.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        found = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) else None
 
 
 def read_records(
     source: str | Path, *, root: str | Path | None = None, filters: Filters | None = None
 ) -> tuple[list[Record], list[Skipped]]:
-    """Read every record of a folder or of a JSON or JSONL file; ValueError when none can be used.
+    """Read every record of a folder or of a table (JSON, JSONL, CSV, parquet); ValueError when none can be used.
 
     The clips themselves are not opened (see `video.read`), only looked for.
     """
     source = Path(source)
     if source.is_dir():
-        home, raws = Path(root or source), list(_folder(source))
+        home, raws = Path(root or source), _folder(source)
     elif source.is_file():
-        home, raws = Path(root or source.parent), list(_listed(source))
+        home, raws = Path(root or source.parent), rows(source)
     else:
-        raise ValueError(f"expected a folder of videos or a JSON or JSONL file at {source}, found nothing")
-    if not raws:
-        raise ValueError(f"{source} holds no clips: expected {', '.join(VIDEOS)} files, or records that name them")
+        raise ValueError(f"expected a folder of videos or a {', '.join(SUFFIXES)} file at {source}, found nothing")
     records: dict[str, Record] = {}
     skipped = []
-    for number, raw in enumerate(raws):
+    home = home.resolve()
+    filters = filters or Filters()
+    for index, raw in enumerate(raws):
         if isinstance(raw, Skipped):
             skipped.append(raw)
             continue
         try:
-            record = _record(raw, home, filters or Filters())
+            record = _record(raw, home, filters)
             if record.id in records:
-                raise ValueError(f"another record has the same id {record.id!r}")
+                raise ValueError(f"another record has the same id {_SHORT.repr(record.id)}")
             records[record.id] = record
-        except ValueError as error:
-            named = next((raw[key] for key in _PATH_KEYS if key in raw), None) if isinstance(raw, dict) else None
-            skipped.append(Skipped(str(named if named is not None else f"record {number}")[:300], str(error)))
+        except (ValueError, RecursionError) as error:
+            named = next((raw[key] for key in _PATH_KEYS if raw.get(key)), None) if isinstance(raw, dict) else None
+            what = f"record {index}" if named is None else named if isinstance(named, str) else _SHORT.repr(named)
+            skipped.append(Skipped(what[:300], str(error)[:500]))
+    if not records and not skipped:
+        raise ValueError(f"{source} holds no clips: expected {', '.join(VIDEOS)} files, or records that name them")
     if not records:
         first = "; ".join(f"{item.path}: {item.why}" for item in skipped[:3])
         raise ValueError(f"none of the {len(skipped)} records of {source} can be used ({first})")
     return list(records.values()), skipped
 
 
+def write_skipped(path: str | Path, skipped: Iterable[Skipped]) -> None:
+    """Write the list of what was left out as JSON; the file appears whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    part.write_text(json.dumps([asdict(item) for item in skipped], indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
 def _folder(folder: Path) -> Iterator[Any]:
     """The raw records of a folder; `Skipped` where the text beside a clip links out of it."""
     for name in _LISTS:
         if (folder / name).is_file():
-            yield from _listed(_inside(folder, name))
+            yield from rows(_inside(folder.resolve(), name))
             return
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in VIDEOS and not path.name.startswith("."):
@@ -137,31 +165,11 @@ def _folder(folder: Path) -> Iterator[Any]:
             raw: dict[str, Any] = {"path": path.relative_to(folder).as_posix()}
             try:
                 if text.is_file():
-                    inside = _inside(folder, text.relative_to(folder).as_posix())
+                    inside = _inside(folder.resolve(), text.relative_to(folder).as_posix())
                     raw["caption"] = inside.read_text(encoding="utf-8", errors="replace").strip()
                 yield raw
             except ValueError as error:
                 yield Skipped(text.relative_to(folder).as_posix(), str(error))
-
-
-def _listed(path: Path) -> Iterable[Any]:
-    """The raw records of a JSON or JSONL file; a map without `data` is {file: caption or record}."""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    try:
-        if path.suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        tree = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if isinstance(tree, dict) and isinstance(tree.get("data"), list):
-        return tree["data"]
-    if isinstance(tree, dict) and not any(key in tree for key in _PATH_KEYS):
-        return [
-            {"path": key, **(value if isinstance(value, dict) else {"caption": value})} for key, value in tree.items()
-        ]
-    if isinstance(tree, (list, dict)):
-        return tree if isinstance(tree, list) else [tree]
-    raise ValueError(f"{path}: expected a list of records, got {type(tree).__name__}")
 
 
 def _record(raw: Any, home: Path, filters: Filters) -> Record:
@@ -170,7 +178,7 @@ def _record(raw: Any, home: Path, filters: Filters) -> Record:
     raw = dict(raw)
     name = _first(raw, _PATH_KEYS)
     if not isinstance(name, str) or not name or "\0" in name:
-        raise ValueError(f"expected the clip's path under one of {', '.join(_PATH_KEYS)}, got {name!r}")
+        raise ValueError(f"expected the clip's path under one of {', '.join(_PATH_KEYS)}, got {_SHORT.repr(name)}")
     path = _inside(home, name)
     if why := filters.refuse(raw):
         raise ValueError(why)
@@ -179,7 +187,7 @@ def _record(raw: Any, home: Path, filters: Filters) -> Record:
     if caption is None or (isinstance(caption, float) and math.isnan(caption)):
         raise ValueError(f"it has no caption: add one under {_CAPTION_KEYS[0]!r}, or a {path.stem}.txt beside the clip")
     if not isinstance(caption, str) or not caption.strip():
-        raise ValueError(f"expected a caption that is text, got {caption!r}")
+        raise ValueError(f"expected a caption that is text, got {_SHORT.repr(caption)}")
     annotation = raw.pop("physical_annotation", None)
     if annotation is None:
         annotation = {key: raw.pop(key) for key in _ANNOTATION_KEYS if key in raw}
@@ -188,22 +196,24 @@ def _record(raw: Any, home: Path, filters: Filters) -> Record:
     labels = raw.pop("labels", raw.pop("label", ()))
     labels = (labels,) if isinstance(labels, str) else labels
     if not isinstance(labels, (list, tuple)) or not all(isinstance(label, str) for label in labels):
-        raise ValueError(f"expected labels that are text, got {labels!r}")
+        raise ValueError(f"expected labels that are text, got {_SHORT.repr(labels)}")
     id_ = raw.pop("id", raw.pop("video_id", None))
+    if id_ is not None and not isinstance(id_, (str, int)):
+        raise ValueError(f"expected an id that is text or a whole number, got {_SHORT.repr(id_)}")
     labels = tuple(label.strip() for label in labels)
     return Record(path, caption.strip(), annotation, labels, str(name if id_ is None else id_), raw)
 
 
 def _first(raw: dict[str, Any], keys: tuple[str, ...]) -> Any:
-    """Take the first of `keys` that is there; the others stay where they are."""
-    return next((raw.pop(key) for key in keys if key in raw), None)
+    """Take the first of `keys` that says something; the others stay where they are."""
+    return next((raw.pop(key) for key in keys if raw.get(key) is not None), None)
 
 
 def _inside(home: Path, name: str) -> Path:
-    home = home.resolve()
+    """The file `name` in the resolved folder `home`; ValueError when it leads elsewhere or is none."""
     try:
         path = (home / name).resolve()
-    except (OSError, RuntimeError) as error:  # a loop of links, a name that is too long
+    except (OSError, RuntimeError, UnicodeError) as error:  # a loop of links, a name too long, or no name at all
         raise ValueError(f"its path cannot be followed: {error}") from None
     if not path.is_relative_to(home):
         raise ValueError(
