@@ -9,8 +9,6 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from .config import did_you_mean
-
 __all__ = ["named_groups"]
 
 
@@ -36,12 +34,12 @@ def named_groups(module: nn.Module, patterns: Mapping[str, str | Sequence[str]])
         listed = [given] if isinstance(given, str) else list(given)
         for pattern in listed or [""]:
             if not any(fnmatchcase(key, pattern) for key in parameters):
-                hint = did_you_mean(pattern, list(parameters)[:50])
                 raise ValueError(
-                    f"group {group!r}: expected a pattern that matches a parameter, got {pattern!r}; {hint}"
+                    f"group {group!r}: expected a pattern that matches a parameter, got {pattern!r}; parameters are, "
+                    f"among others, {', '.join(list(parameters)[:5]) or 'none'}"
                 )
         chosen[group] = {key for key in names if any(fnmatchcase(key, pattern) for pattern in listed)}
-        for key in chosen[group] & parameters.keys():
+        for key in (key for key in parameters if key in chosen[group]):
             if (other := owner.setdefault(id(parameters[key]), group)) != group:
                 raise ValueError(f"groups {other!r} and {group!r} both match {key!r}: groups may not overlap")
     return {group: _part(module, "", keys) or nn.Module() for group, keys in chosen.items()}
