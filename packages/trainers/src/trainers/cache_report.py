@@ -1,0 +1,99 @@
+"""What a cache job says of itself: `reports/NAME-RANK.jsonl` grows by a line for every item made or left out, and
+`reports/NAME-RANK.json`, the summary, appears by rename when the job ends."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .artefact import Producer, plain
+from .cache_shard import explained, placed
+from .records import Skipped
+
+__all__ = ["Outcome", "Report", "Reporter"]
+
+LISTED = 10
+"""Failures that an error names."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an item: "made", "there" (it was in the store) or "failed", and then why."""
+
+    id: str
+    key: str
+    status: Literal["made", "there", "failed"]
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a job did with its share of the items; `batch` is what was left of the batch after memory ran out."""
+
+    rank: int
+    world: int
+    items: int
+    made: int
+    there: int
+    failed: tuple[Skipped, ...]
+    batch: int
+    seconds: float
+    path: Path
+
+
+class Reporter:
+    """Writes the lines and the summary under `root/reports`."""
+
+    def __init__(self, root: Path, name: str, *, rank: int, world: int, items: int) -> None:
+        self.root, self.path = root, root / "reports" / f"{name}-{rank:05d}.json"
+        self.rank, self.world, self.items = rank, world, items
+        self.failed: list[Skipped] = []
+        self._counts: Counter[str] = Counter()
+        self._started = time.monotonic()
+        with explained(root):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lines = self.path.with_suffix(".jsonl").open("a", encoding="utf-8")
+            if self._lines.tell():
+                self._lines.write("\n")  # a kill may have cut the last line: what follows begins on a new one
+
+    def add(self, outcome: Outcome) -> None:
+        """Take in what became of an item."""
+        self._counts[outcome.status] += 1
+        if outcome.status == "failed":
+            self.failed.append(Skipped(outcome.id, outcome.why))
+        if outcome.status != "there":
+            with explained(self.root):
+                self._lines.write(json.dumps(asdict(outcome)) + "\n")
+                self._lines.flush()
+
+    def close(self, *, batch: int, producers: Mapping[str, Producer], spec: Any = None) -> Report:
+        """Write the summary and return it. `producers` and `spec` go along, to be compared with later ones."""
+        self._lines.close()
+        seconds = round(time.monotonic() - self._started, 3)
+        report = Report(
+            rank=self.rank,
+            world=self.world,
+            items=self.items,
+            made=self._counts["made"],
+            there=self._counts["there"],
+            failed=tuple(self.failed),
+            batch=batch,
+            seconds=seconds,
+            path=self.path,
+        )
+        tree = {key: value for key, value in asdict(report).items() if key != "path"}
+        tree |= {"producers": {name: plain(producer) for name, producer in producers.items()}, "spec": spec}
+        with placed(self.path.parent, self.path.name) as part:
+            part.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+        return report
+
+    def none_left(self) -> str | None:
+        """Say why nothing could be used, when nothing could."""
+        if len(self.failed) < self.items or not self.items:
+            return None
+        why = "".join(f"\n  {item.path}: {item.why}" for item in self.failed[:LISTED])
+        more = f"\n  and {len(self.failed) - LISTED} more" if len(self.failed) > LISTED else ""
+        return f"none of the {self.items} items can be used, see {self.path}:{why}{more}"
