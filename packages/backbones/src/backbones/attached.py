@@ -102,6 +102,7 @@ class Attached:
         self._prepared: Text | None = None
         self._told: Tensor | None = None
         self._pipes: WeakSet[Any] = WeakSet()
+        self._asking: Any = None  # the pipeline whose prompts came last
         self._attached = True
         self._training = adapter.training
         if not self._deep:
@@ -127,7 +128,7 @@ class Attached:
         """Restore the stock classes and methods; a second call does nothing."""
         if not self._attached:
             return
-        self._attached = False
+        self._attached, self._asking = False, None
         for model in self._models:
             object.__delattr__(model, "phys_attached")
             model.__class__ = type(model)._stock  # pyright: ignore[reportAttributeAccessIssue]
@@ -175,7 +176,7 @@ class Attached:
                 )
             out = stock(*args, **kwargs)
             given = signature.bind(*args, **kwargs).arguments
-            self._pending = None
+            self._pending, self._asking = None, pipe
             prompt, many = given.get("prompt"), given.get("num_videos_per_prompt", 1)
             if prompt is not None:
                 each = [prompt] if isinstance(prompt, str) else prompt
@@ -211,7 +212,8 @@ class Attached:
                 )
             return stock.forward(model, **arguments)
         self._check_prepared(asked, arguments)
-        out = through_blocks(model, self.adapter, asked, physics, **arguments)
+        pipe = self._asking if asked.branch_rows else None
+        out = through_blocks(model, self.adapter, asked, physics, pipe, **arguments)
         if not arguments.get("return_dict", True):
             return (out,)
         from diffusers.models.modeling_outputs import Transformer2DModelOutput

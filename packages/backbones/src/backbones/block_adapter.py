@@ -31,7 +31,8 @@ class Call:
     """What a forward is asked, before it is answered; fields as in `contract.Asked`, float32, flow space.
 
     `physics` is what the pipeline was given as `attention_kwargs={"physics": {...}}`: the caller's own dict, so an
-    adapter can leave something there for `callback_on_step_end`.
+    adapter can leave something there for `callback_on_step_end`. `pipe` is the pipeline that asks, None for a bare
+    forward: an adapter with a latent of its own steps it with a copy of the scheduler, under the same guidance.
     """
 
     x_s: Float[Tensor, "b c t h w"]
@@ -41,6 +42,7 @@ class Call:
     timestep: Tensor
     branch_rows: dict[str, slice]
     physics: dict[str, Any]
+    pipe: Any = None
 
 
 @runtime_checkable
@@ -76,7 +78,9 @@ def unanswered(model: nn.Module, arguments: dict[str, Any]) -> Tensor:
 
 @apply_lora_scale("attention_kwargs")
 @torch.compiler.disable(recursive=False)  # compile what it calls
-def through_blocks(model: nn.Module, adapter: Any, asked: Asked, physics: dict[str, Any], **arguments: Any) -> Tensor:
+def through_blocks(
+    model: nn.Module, adapter: Any, asked: Asked, physics: dict[str, Any], pipe: Any = None, /, **arguments: Any
+) -> Tensor:
     """Run a call through the model's blocks with the adapter between them; give the model's output in its own layout.
 
     RuntimeError under a block cache, and under context parallel unless the adapter is `token_wise`.
@@ -84,7 +88,7 @@ def through_blocks(model: nn.Module, adapter: Any, asked: Asked, physics: dict[s
     check_hooks(model, adapter)
     stack = blocks_of(model)
     tokens = stack.begin(**arguments)
-    call = Call(asked.x_s, asked.sigma, asked.noisy, asked.text, asked.timestep, asked.branch_rows, physics)
+    call = Call(asked.x_s, asked.sigma, asked.noisy, asked.text, asked.timestep, asked.branch_rows, physics, pipe)
     state = adapter.begin(call, tokens, stack)
     for k in range(len(stack)):
         if hasattr(adapter, "block"):

@@ -1,0 +1,238 @@
+"""Phantom as an adapter of the hidden states: a second flow beside the pipeline's own, on the same noise levels.
+
+Attached to a stock Wan pipeline it runs the physics stream in lockstep with every forward, remembers what it answered
+on each side of the guidance, and steps z with a copy of the pipeline's scheduler when the next noise level comes: a
+multistep scheduler has one state a stream. z begins as noise that belongs to a clip (its seed is the clip's own first
+noise), so that a batch, a seed and a pairing mean the same with and without Phantom.
+
+A clean prefix (image or video to video) is observed physics, too: it is decoded and encoded by V-JEPA 2, these frames
+alone, and kept; what a caller passes as `attention_kwargs={"physics": {"observed": z}}` is used instead. Under "z" a
+caller hands in a whole physics latent to follow (a clip's own, transferred to another prompt), under "force" a force.
+
+References: Phantom (2026), inference.
+"""
+
+import copy
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from backbones import Text, WanBackbone
+from backbones.block_adapter import Call
+from backbones.blocks import BlockStack, Tokens, blocks_of
+from phantom.branch import Branch, Joint
+from phantom.config import Recipe
+from phantom.latent import Basis, PhysicsLatent
+
+__all__ = ["PhantomAdapter"]
+
+ADDED = ("observed", "z", "force")
+
+
+@dataclass
+class Walk:
+    """One sampling under way: z before step `step`, and what was answered at its noise level."""
+
+    z: Float[Tensor, "b c t y x"]
+    scheduler: Any
+    observed: Float[Tensor, "b c p y x"] | None
+    given: Float[Tensor, "b c t y x"] | None
+    noise: Float[Tensor, "b c t y x"]
+    step: int = 0
+    sigma: float = 1.0
+    guidance: float = 1.0
+    answers: dict[str, Tensor] = field(default_factory=dict)
+
+
+class PhantomAdapter(nn.Module):
+    """The trained parts (`branch`, the data set's `basis`) and the walk of z beside a pipeline's sampling."""
+
+    kind = "phantom"
+    needs_blocks = True
+
+    def __init__(self, recipe: Recipe, backbone: WanBackbone, basis: Basis, encoder: Any = None) -> None:
+        super().__init__()
+        spec = blocks_of(backbone.transformer).spec
+        if not backbone.spec.per_token_time:
+            raise ValueError(
+                f"expected a TI2V backbone (a timestep for each token), got {backbone.id}: observed frames are given as"
+                " clean tokens, as Wan2.2-TI2V and the embedded 'world' take them"
+            )
+        self.recipe, self.backbone, self.encoder = recipe, backbone, encoder
+        self.stride_s = backbone.spec.time.stride / backbone.spec.time.fps
+        self.basis = basis
+        self.branch = Branch(
+            recipe.branch,
+            recipe.couple,
+            channels=recipe.physics.channels,
+            video_width=spec.dim,
+            blocks=spec.n_blocks,
+            text_dim=spec.text_dim,
+            stride_s=self.stride_s,
+        )
+        self._walk: Walk | None = None
+        self._joint: tuple[str, Joint] | None = None
+
+    def groups(self) -> dict[str, nn.Module]:
+        """The parts that a bundle keeps."""
+        return {"branch": self.branch, "basis": self.basis}
+
+    @property
+    def latent(self) -> PhysicsLatent:
+        """From frames to z; ValueError where the recipe's z is not made of frames."""
+        if self.encoder is None:
+            raise ValueError(
+                f"expected a V-JEPA 2 for observed frames, got physics.kind={self.recipe.physics.kind!r}: hand in the"
+                ' observed part as attention_kwargs={"physics": {"observed": z}}'
+            )
+        p = self.recipe.physics
+        return PhysicsLatent(self.encoder, self.basis, p.size, p.pool)
+
+    def times_s(self, latents: int) -> Float[Tensor, " t"]:
+        """The latent times of the video in seconds."""
+        time = self.backbone.spec.time
+        return time.latent_times((latents - 1) * time.stride + 1) * self.stride_s
+
+    # ---- training: both streams of one batch
+
+    def velocities(
+        self,
+        x: Float[Tensor, "b c t h w"],
+        z: Float[Tensor, "b d t y x"],
+        sigma: Float[Tensor, "b t"],
+        text: Text,
+        *,
+        added: Float[Tensor, "b m e"] | None = None,
+    ) -> tuple[Float[Tensor, "b c t h w"], Float[Tensor, "b d t y x"]]:
+        """Give the velocities of both streams; `sigma` is the noise level of each latent, 0 where it is observed."""
+        model: Any = self.backbone.transformer
+        video = blocks_of(model)
+        pt, ph, pw = self.backbone.spec.latent.patch
+        cells = (x.shape[3] // ph) * (x.shape[4] // pw)
+        timestep = (1000.0 * sigma[:, ::pt]).repeat_interleave(cells, 1)
+        tokens = video.begin(
+            hidden_states=x.to(model.dtype),
+            timestep=timestep,
+            encoder_hidden_states=text.features.to(model.dtype),
+        )
+        joint = self.branch.begin(
+            z, 1000.0 * sigma, text.features, video_grid=tokens.grid, times_s=self.times_s(z.shape[2]), added=added
+        )
+        for k in range(len(video)):
+            tokens, joint = self.branch.block(k, video, tokens, joint)
+        return video.end(tokens).float(), self.branch.end(joint).float()
+
+    # ---- sampling: beside a stock pipeline
+
+    def prepare(self, prompts: list[str], text: Text) -> None:
+        """Forget the walk of the sampling before."""
+        self._walk, self._joint = None, None
+
+    def begin(self, call: Call, tokens: Tokens, stack: BlockStack) -> Joint:
+        """Embed z at the call's noise level, after the step from the level before."""
+        if unknown := sorted(set(call.physics) - set(ADDED)):
+            raise ValueError(f"expected physics among {', '.join(ADDED)}, got {', '.join(unknown)}")
+        side = next(iter(call.branch_rows), "cond")
+        if self._walk is None or call.pipe is None:
+            self._walk = self._start(call, tokens.grid)
+        elif side in self._walk.answers:
+            self._step(self._walk)
+        walk = self._walk
+        walk.sigma = float(call.sigma.max())
+        z = self._seen(walk)
+        top = call.timestep.reshape(len(call.timestep), -1).amax(1).float()
+        timestep = top[:, None].repeat(1, z.shape[2])
+        if walk.observed is not None:
+            timestep[:, : walk.observed.shape[2]] = 0.0
+        joint = self.branch.begin(
+            z, timestep, call.text.features, video_grid=tokens.grid, times_s=self.times_s(z.shape[2])
+        )
+        self._joint = (side, joint)
+        return joint
+
+    def block(self, k: int, tokens: Tokens, state: Joint, stack: BlockStack) -> tuple[Tokens, Joint]:
+        """Run block k of both streams."""
+        return self.branch.block(k, stack, tokens, state)
+
+    def after_block(self, k: int, tokens: Tokens, state: Joint, stack: BlockStack) -> tuple[Tokens, Joint]:
+        """Keep the physics stream's answer after the last block."""
+        if k == len(stack) - 1 and self._walk is not None and self._joint is not None:
+            self._walk.answers[self._joint[0]] = self.branch.end(state).float()
+        return tokens, state
+
+    def physics_latent(self) -> Float[Tensor, "b c t y x"]:
+        """Give z as the last sampling left it, observed part included; ValueError before any sampling."""
+        walk = self._walk
+        if walk is None:
+            raise ValueError("expected a sampling to have ended, got none: call the pipeline first")
+        if walk.answers:
+            self._step(walk)
+        return self._seen(walk)
+
+    def _start(self, call: Call, grid: tuple[int, int, int]) -> Walk:
+        shape = (self.recipe.physics.channels, grid[0], *self._cells())
+        noise = torch.stack([_noise(clip, shape) for clip in call.x_s]).to(call.x_s.device)
+        scheduler = copy.deepcopy(call.pipe.scheduler) if call.pipe is not None else None
+        observed = call.physics.get("observed")
+        prefix = _prefix(call)
+        if observed is None and prefix:
+            observed = self._encode(call.x_s[:, :, :prefix])
+        if observed is not None and observed.shape[2] != prefix:
+            raise ValueError(
+                f"expected an observed physics latent as long as the clean prefix ({prefix} latents), got"
+                f" {observed.shape[2]}"
+            )
+        given = call.physics.get("z")
+        if given is not None and given.shape[1:] != noise.shape[1:]:
+            raise ValueError(f"expected a physics latent (b, {', '.join(map(str, shape))}), got {tuple(given.shape)}")
+        guidance = float(getattr(call.pipe, "_guidance_scale", None) or 1.0)
+        return Walk(noise, scheduler, observed, given, noise, guidance=guidance)
+
+    def _step(self, walk: Walk) -> None:
+        """Move z to the next noise level, guided as the video is."""
+        u = walk.answers["cond"]
+        if "uncond" in walk.answers:
+            u = walk.answers["uncond"] + walk.guidance * (u - walk.answers["uncond"])
+        walk.z = walk.scheduler.step(u, walk.scheduler.timesteps[walk.step], walk.z, return_dict=False)[0]
+        walk.step, walk.answers = walk.step + 1, {}
+
+    def _seen(self, walk: Walk) -> Float[Tensor, "b c t y x"]:
+        """z with what is known put in: the given latent at this noise level, the observed part clean."""
+        z = walk.z
+        if walk.given is not None:
+            sigma = walk.sigma if walk.answers or walk.step < len(walk.scheduler.timesteps) else 0.0
+            z = (1 - sigma) * walk.given.to(z) + sigma * walk.noise
+        if walk.observed is not None:
+            z = torch.cat([walk.observed.to(z), z[:, :, walk.observed.shape[2] :]], 2)
+        return z
+
+    def _encode(self, prefix: Float[Tensor, "b c p h w"]) -> Float[Tensor, "b d p y x"]:
+        """Encode the observed frames alone."""
+        latent = self.latent
+        with torch.no_grad():
+            return latent(self.backbone.decode(prefix).clamp(-1, 1))
+
+    def _cells(self) -> tuple[int, int]:
+        if self.encoder is not None:
+            return self.latent.grid()
+        h, w = self.recipe.physics.size or (4, 4)
+        return h, w
+
+
+def _prefix(call: Call) -> int:
+    """How many latents in front are clean."""
+    if call.noisy is None:
+        return 0
+    clean = (call.noisy.amax(dim=(0, 1, 3, 4)) == 0).int()
+    return int(clean.cumprod(0).sum())
+
+
+def _noise(clip: Float[Tensor, "c t h w"], shape: tuple[int, ...]) -> Float[Tensor, "..."]:
+    """Noise of z that belongs to a clip's own first noise: the same alone, in a batch, and on any device."""
+    content = clip.detach().float().cpu().contiguous().numpy().tobytes()
+    seed = int.from_bytes(hashlib.blake2b(content, digest_size=7, person=b"phantom-z").digest())
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,113 @@
+"""A Phantom recipe: every number of the method, where it is set and whether the paper gives it.
+
+The defaults are the tiny recipe (the embedded backbone, the simulated world, a laptop CPU);
+`recipes/wan2.2-ti2v-5b.yaml` holds the real size. "our choice" marks what the paper does not say, which is most: it
+prints neither rates nor sizes of its branch. Noise levels: sigma in [0, 1], 1 is noise.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from phantom.coupling import Way
+from trainers import Config, Optim, load_config
+
+__all__ = ["RECIPES", "Branch", "Condition", "Couple", "Physics", "Recipe", "load_recipe"]
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class Physics(Config):
+    """The physics latent z."""
+
+    kind: Literal["vjepa2", "fields", "noise"] = "vjepa2"
+    """vjepa2: features of the clip; fields: the world's exact fields (an oracle); noise: a control without content."""
+    encoder: str = "world"  # a V-JEPA 2: the embedded one, a folder or a hub id (the paper does not say which)
+    size: tuple[int, int] | None = None  # (height, width) the encoder sees; none: the square it was trained at
+    pool: PositiveInt = 1  # cells averaged on a side: our choice
+    channels: PositiveInt = 32  # principal channels kept: our choice (256 at real size)
+
+
+class Branch(Config):
+    """The physics stream: sizes are our choice throughout."""
+
+    heads: PositiveInt = 2
+    head_dim: PositiveInt = 32
+    ffn_dim: PositiveInt = 128
+    freq_dim: PositiveInt = 64
+    rope_max_seq_len: PositiveInt = 64
+
+
+class Couple(Config):
+    """Vis- and Phy-Attention."""
+
+    way: Way = "both"  # paper; the others are ablations
+    heads: PositiveInt = 2  # our choice
+    head_dim: PositiveInt = 32  # our choice
+    cells: PositiveFloat = 16.0  # rotary steps across the frame: our choice
+
+
+class Weight(Config):
+    """alpha_z of L = L_v + alpha_z L_z and its recursive schedule."""
+
+    end: NonNegativeFloat = 1.0  # our choice
+    ramp_steps: NonNegativeInt = 300  # steps from 0 to `end`: our choice (2,000 at real size)
+    fixed: bool = False  # ablation: alpha_z = `end` from the first step on
+    threshold: PositiveFloat | None = None  # eta_z; none: `factor` x the median of a calibration, the first ramp
+    factor: PositiveFloat = 5.0  # our choice
+    measure_every: PositiveInt = 10  # steps between two measurements of the norm: our choice
+
+
+class Condition(Config):
+    """What is observed in training."""
+
+    share: float = Field(default=0.5, ge=0, le=1)  # samples with observed frames: paper
+    most_latents: PositiveInt = 3  # longest observed part in latents (paper: 45 frames, 12 latents)
+    text_dropout: float = Field(default=0.1, ge=0, lt=1)  # our choice
+
+
+class Sampling(Config):
+    """How videos are made with a trained branch."""
+
+    steps: PositiveInt = 25
+    guidance: PositiveFloat = 1.5
+
+
+class Recipe(Config):
+    """One training run and how its result samples."""
+
+    backbone: str = "world"
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 0
+    batch: PositiveInt = 24  # our choice
+    accumulate: PositiveInt = 1
+    steps: NonNegativeInt = 900  # our choice
+    save_every: PositiveInt = 200
+    checkpointing: bool = False  # both streams jointly: for the real size
+    physics: Physics = Physics()
+    branch: Branch = Branch()
+    couple: Couple = Couple()
+    weight: Weight = Weight()
+    condition: Condition = Condition()
+    shift: PositiveFloat | None = None  # sigma = shift u / (1 + (shift - 1) u); none: the backbone's own
+    optim: Optim = Optim(lr=1e-3, schedule="cosine", warmup_steps=50)  # our choice
+    sampling: Sampling = Sampling()
+
+    @model_validator(mode="after")
+    def _width_rule(self) -> "Recipe":
+        width = self.branch.heads * self.branch.head_dim
+        if width < 2 * self.physics.channels:
+            raise ValueError(
+                f"expected branch.heads x branch.head_dim >= 2 x physics.channels = {2 * self.physics.channels}, got"
+                f" {width}: a velocity holds white noise in every direction and cannot pass a narrower network"
+            )
+        return self
+
+
+def load_recipe(name: str | None = None, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by the name of a shipped one or by path (none: `tiny`), then apply overrides such as `steps=10`."""
+    path = RECIPES / f"{name or 'tiny'}.yaml"
+    return load_config(Recipe, path if path.is_file() else name, overrides)

@@ -1,0 +1,128 @@
+"""The physics latent z: V-JEPA 2 features of a clip on the video's own latent times, few channels, standardised.
+
+A copy of frame 0 stands in front of the 4k+1 frames; tubelets 2j - 1 and 2j belong to latent j and are averaged, so
+that z has as many time steps as the video latent. Channels are standardised, projected to their principal ones and
+scaled to unit variance; mean, basis and scale are the data set's and travel in the bundle.
+
+The encoder sees all frames it is given at once, forwards and backwards: the observed part of a clip is therefore
+encoded from the observed frames alone, never cut from the encoding of the whole.
+
+References: Phantom (2026); V-JEPA 2 (Assran et al., 2025). Projection, resolution and lining up: our choice.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["Basis", "PhysicsLatent", "observed_latents"]
+
+
+def observed_latents(frames: int, stride: int = 4) -> int:
+    """Give how many latents the first `frames` = 4m + 1 frames cover; ValueError for another count.
+
+    >>> observed_latents(1), observed_latents(45)
+    (1, 12)
+    """
+    if frames < 1 or (frames - 1) % stride:
+        below = max((frames - 1) // stride, 0) * stride + 1
+        raise ValueError(f"expected {stride}m+1 observed frames (1, {1 + stride}, ...), got {frames}; cut to {below}")
+    return (frames - 1) // stride + 1
+
+
+class Basis(nn.Module):
+    """Standardisation and principal channels of a data set's features: `forward` gives z, `inverse` features again.
+
+    `explained` is the share of the (standardised) variance that the channels keep.
+    """
+
+    mean: Tensor
+    std: Tensor
+    components: Tensor
+    scale: Tensor
+    explained: Tensor
+
+    def __init__(self, dim: int, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("std", torch.ones(dim))
+        self.register_buffer("components", torch.eye(channels, dim))
+        self.register_buffer("scale", torch.ones(channels))
+        self.register_buffer("explained", torch.zeros(()))
+
+    @classmethod
+    def fit(cls, batches: Iterable[Float[Tensor, "n d"]], channels: int) -> "Basis":
+        """Fit on rows of features, in float64 sums over batches; ValueError for more channels than features."""
+        count, total, outer = 0, torch.zeros(0), torch.zeros(0)
+        for rows in batches:
+            rows = rows.double()
+            if not count:
+                total, outer = torch.zeros(rows.shape[1]).double(), torch.zeros(rows.shape[1], rows.shape[1]).double()
+            count, total, outer = count + len(rows), total + rows.sum(0), outer + rows.T @ rows
+        if not count or channels > len(total):
+            raise ValueError(f"expected features of at least {channels} dimensions to project, got {len(total)}")
+        mean = total / count
+        covariance = outer / count - mean[:, None] * mean
+        std = covariance.diagonal().clamp_min(1e-12).sqrt()
+        values, vectors = torch.linalg.eigh(covariance / std[:, None] / std)
+        order = values.argsort(descending=True)[:channels]
+        basis = cls(len(total), channels)
+        basis.mean.copy_(mean)
+        basis.std.copy_(std)
+        basis.components.copy_(vectors[:, order].T)
+        basis.scale.copy_(values[order].clamp_min(1e-6).sqrt())
+        basis.explained.copy_(values[order].sum() / values.sum())
+        return basis
+
+    def forward(self, features: Float[Tensor, "... d"]) -> Float[Tensor, "... c"]:
+        """Standardise, project, scale to unit variance."""
+        return ((features - self.mean) / self.std) @ self.components.T / self.scale
+
+    def inverse(self, z: Float[Tensor, "... c"]) -> Float[Tensor, "... d"]:
+        """Give the features that z stands for (what the channels leave out is lost)."""
+        return (z * self.scale) @ self.components * self.std + self.mean
+
+
+@dataclass(frozen=True)
+class PhysicsLatent:
+    """From frames to z. `size` is (height, width) the encoder sees, the whole frame; `pool` averages cells p x p."""
+
+    encoder: Any
+    basis: Basis
+    size: tuple[int, int] | None = None
+    pool: int = 1
+
+    @property
+    def channels(self) -> int:
+        return len(self.basis.scale)
+
+    def grid(self) -> tuple[int, int]:
+        """(height, width) of z; ValueError where the pooling does not divide the encoder's grid."""
+        height, width = self.size or (self.encoder.crop, self.encoder.crop)
+        cells = (height // self.encoder.patch, width // self.encoder.patch)
+        if any(n % self.pool for n in cells):
+            raise ValueError(f"expected a pool that divides the encoder's grid {cells}, got {self.pool}")
+        return cells[0] // self.pool, cells[1] // self.pool
+
+    def features(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b t2 y x d"]:
+        """Features on latent times, pooled in space; ValueError for frames that are not 4n+1."""
+        observed_latents(video.shape[2])
+        if video.shape[2] == 1:  # frame 0 and its copy: one tubelet, one latent
+            per_latent = self.encoder.encode(video, size=self.size, pad="first").last
+        else:
+            per_latent = self.encoder.encode(video, size=self.size, pad="first").per_latent()
+        if self.pool == 1:
+            return per_latent
+        b = len(per_latent)
+        pooled = F.avg_pool2d(per_latent.flatten(0, 1).permute(0, 3, 1, 2), self.pool)
+        return pooled.permute(0, 2, 3, 1).unflatten(0, (b, -1))
+
+    @torch.no_grad()
+    def __call__(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b c t2 y x"]:
+        """Give z of the frames, and of nothing but these frames: for the observed part pass the observed ones alone."""
+        features = self.features(video)
+        return self.basis.to(features.device)(features).permute(0, 4, 1, 2, 3)
