@@ -116,31 +116,45 @@ def check(
 
 @app.command()
 @friendly
-def plan(config: Config = None, set_: Set = None) -> None:
-    """Show the stages with their groups, steps and rates, and what they need, without training."""
-    from pila.train import fresh, stages
-    from trainers import InMemory
+def plan(
+    config: Config = None,
+    set_: Set = None,
+    gpu: Annotated[list[str] | None, typer.Option("--gpu", help="GPU of the list (repeatable; none: all)")] = None,
+    engine: Annotated[str, typer.Option("--engine", help="one, ddp, zero1..3, zero2-offload, fsdp2")] = "",
+    processes: Annotated[int, typer.Option("--processes", min=1, help="GPUs that share the run")] = 1,
+    measured: Annotated[Path | None, typer.Option("--measured", help="lines of `pila time` to go by")] = None,
+    efficiency: Annotated[float | None, typer.Option("--efficiency", help="share of the GPU's peak")] = None,
+    clips: Annotated[int | None, typer.Option("--clips", min=1, help="of data that are not on this machine")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="everything as one JSON object")] = False,
+) -> None:
+    """Show stages, memory for each GPU, cache size, hours and the largest batch, from the recipe alone."""
+    from pila.config import load_recipe
+    from pila.plan import describe, stage_rows
+    from trainers import gpus
+    from trainers import plan as plans
+    from trainers.sheet import show
 
-    recipe, backbone = _load(config, set_)
-    d = recipe.data
-    shape = backbone.spec.latent.shape(d.frames, d.height, d.width)
-    adapter = fresh(recipe, backbone)
-    table = Table("stage", "steps", "batch", "groups (learning rate)", "ramps")
-    for stage in stages(recipe, adapter, backbone, InMemory({"latent": [0]})):
-        rates = ", ".join(f"{g} {stage.optim.lr * factor:g}" for g, factor in stage.groups.items())
-        late = ", ".join(f"{g} from step {step}" for g, step in stage.unfreeze.items())
-        ramps = ", ".join(f"{n} to {r.end:g} by {r.to_step}" for n, r in stage.ramps.items())
-        per_step = f"{stage.batch_size} x {stage.accumulate}"
-        table.add_row(stage.name, str(stage.length.steps), per_step, "; ".join(filter(None, (rates, late))), ramps)
-    shown.print(table)
-    weights = sum(p.numel() for p in adapter.parameters())
-    numbers = shape[0] * shape[1] * shape[2] * shape[3]
-    stored = 4 * (numbers + 2 * numbers // shape[0] + backbone.spec.text_length * backbone.spec.text_dim)
-    shown.print(
-        f"{recipe.steps} steps; {weights:,} parameters, {16 * weights / 1e6:.1f} MB with gradients and optimizer"
+    recipe = load_recipe(config, set_ or [])
+    chosen = [gpus.named(name) for name in gpu] if gpu else gpus.known()
+    lines = plans.read_measured(measured) if measured is not None else []
+    job = describe(recipe, clips=clips)
+    made = plans.make(
+        job,
+        chosen,
+        engine=engine or ("one" if processes == 1 else "ddp"),
+        processes=processes,
+        efficiency=plans.EFFICIENCY if efficiency is None else efficiency,
+        measured=lines,
     )
-    shown.print(f"latent {shape}; at most {stored / 1e6:.2f} MB of cache a clip")
-    _next("`pila time` measures seconds a step on this machine, `pila train --out RUN` trains")
+    if as_json:
+        print(json.dumps(made.to_dict()))
+        return
+    table = Table("stage", "steps", "groups (learning rate)", "ramps")
+    for row in stage_rows(recipe):
+        table.add_row(*row)
+    shown.print(table)
+    show(made, shown)
+    _next("`pila time` measures this machine (for --measured), `pila train --out RUN` trains")
 
 
 @app.command()

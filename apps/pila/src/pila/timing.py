@@ -1,77 +1,83 @@
-"""Seconds a step of each kind of stage, on random data of the recipe's sizes: what a run will cost on this machine."""
+"""What a step of each kind of stage takes on this machine, on random data of the recipe's sizes; one JSON line.
 
-import time
+`pila plan --measured FILE` reads these lines: beside the seconds each kind carries the work that it did (counted by a
+dry run), so that another batch, size or GPU can be estimated from it.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from backbones import WanBackbone
 from pila.config import Recipe
+from pila.plan import described, work_of
 from pila.train import Trainer, fresh
-from trainers import InMemory, Progress, Ramp
+from trainers import Progress, Ramp, timing
 
-__all__ = ["measure", "random_data"]
+__all__ = ["kinds", "measure", "random_batch"]
+
+Step = Callable[[Progress], dict[str, Tensor]]
 
 
 def measure(recipe: Recipe, backbone: WanBackbone, *, steps: int) -> dict[str, Any]:
-    """Wall and CPU seconds of a step (loss, backward, AdamW) of stages A, B, C, the plain control, and the frozen
-    model alone.
-    """
+    """Time a step (loss, backward, AdamW) of stages A, B, C and the plain control, and the frozen model alone."""
     adapter = fresh(recipe, backbone)
-    trainer = Trainer(recipe, adapter, backbone)
-    data = random_data(recipe, backbone)
-    batch = {k: v.to(recipe.device) for k, v in data.get_batch(torch.arange(recipe.batch)).items()}
+    batch = {k: v.to(recipe.device) for k, v in random_batch(recipe, backbone, recipe.batch).items()}
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-4, fused=True)
-    ramps = {name: Ramp(1.0, 1.0) for name in ("physics", "condition", "mask")}
-    kinds = {
-        "observe": lambda p: trainer.observe(batch, p, between=(0.0, 1.0)),
-        "recover": lambda p: trainer.recover(batch, p, phase="wave"),
-        "couple": lambda p: trainer.couple(batch, p),
-        "plain": lambda p: trainer.plain(batch, p),
-        "frozen": lambda p: {"none": trainer.estimate(batch, (0.0, 1.0), p.generator).velocity.sum()},
-    }
-    result: dict[str, Any] = {}
-    for name, loss in kinds.items():
-        wall, cpu = _clocks(recipe.device)
-        for i in range(steps + 1):
-            if i == 1:  # the first one warms up
-                wall, cpu = _clocks(recipe.device)
-            progress = Progress(name, i, i, steps, 0.0, torch.Generator().manual_seed(i), ramps=ramps)
-            terms = [t for key, t in loss(progress).items() if not key.startswith("log/")]
+    work = work_of(recipe, recipe.batch)
+    figures: dict[str, Any] = {}
+    for name, loss in kinds(Trainer(recipe, adapter, backbone), batch).items():
+
+        def step(i: int, name: str = name, loss: Step = loss) -> None:
+            terms = [t for key, t in loss(at(name, i)).items() if not key.startswith("log/")]
             if name != "frozen":
                 sum(terms[1:], start=terms[0]).backward()
                 optimizer.step()
                 optimizer.zero_grad()
-        now = _clocks(recipe.device)
-        result[name] = {"wall_s": round((now[0] - wall) / steps, 4), "cpu_s": round((now[1] - cpu) / steps, 4)}
+
+        figures[name] = asdict(timing.measure(step, calls=steps, device=recipe.device))
+        if name in work:
+            figures[name]["work"] = asdict(work[name])
     return {
-        "seconds_a_step": result,
-        "batch": recipe.batch,
-        "threads": torch.get_num_threads(),
-        "device": recipe.device,
+        **timing.machine(recipe.device),
         "backbone": backbone.id,
+        "shape": described(recipe, backbone),
+        "batch": recipe.batch,
         "parameters": sum(p.numel() for p in adapter.parameters()),
+        "seconds_a_step": figures,
     }
 
 
-def random_data(recipe: Recipe, backbone: WanBackbone) -> InMemory:
+def kinds(trainer: Trainer, batch: dict[str, Tensor]) -> dict[str, Step]:
+    """The loss of every kind of stage at full strength: all fields, residuals, masks and the condition."""
+    return {
+        "observe": lambda p: trainer.observe(batch, p, between=(0.0, 1.0)),
+        "recover": lambda p: trainer.recover(batch, p, phase=trainer.recipe.recover.phases[-1]),
+        "couple": lambda p: trainer.couple(batch, p),
+        "plain": lambda p: trainer.plain(batch, p),
+        "frozen": lambda p: {"none": trainer.estimate(batch, (0.0, 1.0), p.generator).velocity.sum()},
+    }
+
+
+def at(name: str, step: int) -> Progress:
+    """The progress of a step whose ramps are all at their end."""
+    ramps = {ramp: Ramp(1.0, 1.0) for ramp in ("physics", "condition", "mask")}
+    return Progress(name, step, step, None, 0.0, torch.Generator().manual_seed(step), ramps=ramps)
+
+
+def random_batch(recipe: Recipe, backbone: WanBackbone, batch: int) -> dict[str, Tensor]:
     """One batch of noise in the shape of a cache; every clip has two labels."""
-    d, b, g = recipe.data, recipe.batch, torch.Generator().manual_seed(0)
+    d, g = recipe.data, torch.Generator().manual_seed(0)
     shape = backbone.spec.latent.shape(d.frames, d.height, d.width)
     with torch.no_grad():
-        text = backbone.embed(["a ball"] * b).features.float().cpu()
+        text = backbone.embed(["a ball"] * batch).features.float().cpu()
     eye = torch.eye(8)
-    return InMemory(
-        {
-            "latent": torch.randn(b, *shape, generator=g),
-            "flow": 0.3 * torch.randn(b, 2, *shape[1:], generator=g),
-            "text": text,
-            "labels": (eye[torch.arange(b) % 8] + eye[(torch.arange(b) + 3) % 8]).clamp(max=1),
-        }
-    )
-
-
-def _clocks(device: str) -> tuple[float, float]:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    return time.perf_counter(), time.process_time()
+    return {
+        "latent": torch.randn(batch, *shape, generator=g),
+        "flow": 0.3 * torch.randn(batch, 2, *shape[1:], generator=g),
+        "text": text,
+        "labels": (eye[torch.arange(batch) % 8] + eye[(torch.arange(batch) + 3) % 8]).clamp(max=1),
+    }

@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from backbones.contract import Spec
+from backbones.contract import Spec, Text
 from backbones.skeleton import skeleton
 
-__all__ = ["Part", "Sizes", "measure"]
+__all__ = ["Part", "Sizes", "bytes_of", "measure", "weightless"]
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,49 @@ def measure(
         tokens=tokens,
         numbers=numbers,
     )
+
+
+def weightless(name: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
+    """Give what `load(name, dtype=dtype)` would, without weights: every module on the meta device, in its dtype.
+
+    It has the spec, the shapes and the code of the real one, for counting what a step takes; `embed` gives zeros of the
+    right shape. ValueError as in `skeleton`.
+    """
+    from backbones.cogvideox import CogVideoXBackbone
+    from backbones.loading import wrap
+
+    pipe, about = skeleton(name)
+    fps = about.get("fps")
+    backbone = wrap(pipe, id=about["id"], fps=None if fps is None else float(fps))
+    vae = dtype if isinstance(backbone, CogVideoXBackbone) else torch.float32  # as `load` has it
+    for part, module in pipe.components.items():
+        if isinstance(module, nn.Module):
+            _cast(module, vae if part == "vae" else dtype)
+    spec = backbone.spec
+
+    def embed(prompts: list[str]) -> Text:
+        rows = (len(prompts), spec.text_length)
+        return Text(torch.zeros(*rows, spec.text_dim), torch.ones(rows, dtype=torch.bool))
+
+    backbone.embed = embed  # pyright: ignore[reportAttributeAccessIssue]
+    return backbone
+
+
+def bytes_of(module: nn.Module) -> int:
+    """Count the bytes of a module's weights.
+
+    >>> bytes_of(nn.Linear(2, 3))
+    36
+    """
+    return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+
+
+def _cast(module: nn.Module, dtype: torch.dtype) -> None:
+    """Cast parameters as loading does: what a diffusers model lists by name stays in float32."""
+    kept = getattr(module, "_keep_in_fp32_modules", None) if hasattr(module, "config_name") else None
+    for name, p in module.named_parameters():
+        whole = any(part in name.split(".") for part in kept or ())
+        p.data = p.data.to(torch.float32 if whole else dtype)
 
 
 def _by(sizes: tuple[int, ...]) -> str:

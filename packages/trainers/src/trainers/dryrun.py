@@ -34,7 +34,7 @@ from torch.utils.flop_counter import flop_registry
 __all__ = ["SMALL", "DryRun", "DryTensor", "Work"]
 
 SMALL = 8192
-"""Tensors of up to this many values have them: enough for labels, routing weights, noise levels, a generator's state."""
+"""Tensors of up to this many values have them: enough for labels, routing weights, noise levels, a generator."""
 BLOCK = 512
 """Bytes that the CUDA allocator rounds up to."""
 
@@ -85,7 +85,7 @@ class DryTensor(torch.Tensor):
             strides=shape_of.stride(),
             storage_offset=shape_of.storage_offset(),
             dtype=shape_of.dtype,
-            device="cpu",
+            device=torch.device("cpu"),
         )
         made.shape_of, made.value, made.held = shape_of, value, held
         return made
@@ -100,8 +100,8 @@ class DryTensor(torch.Tensor):
         """The values; ValueError where there are none."""
         if self.value is None:
             raise ValueError(
-                f"a dry run cannot go on: {what} asks for the values of a tensor {tuple(self.shape)}, which is too large "
-                f"to have any (more than {SMALL}); keep what steers the computation small"
+                f"a dry run cannot go on: {what} asks for the values of a tensor {tuple(self.shape)}, which is too "
+                f"large to have any (more than {SMALL}); keep what steers the computation small"
             )
         return self.value
 
@@ -148,7 +148,8 @@ class DryRun(TorchDispatchMode):
                     with torch._C._DisableTorchDispatch():  # pyright: ignore
                         real = tensor.numel() <= SMALL and not tensor.is_meta
                         bare = self._wrap(_shape_of(tensor), tensor.detach().clone() if real else None, None)
-                        store[name] = nn.Parameter(bare, tensor.requires_grad) if store is module._parameters else bare
+                    made: Any = nn.Parameter(bare, tensor.requires_grad) if store is module._parameters else bare
+                    store[name] = made
 
     def step(self, loss: Callable[[], Any], trained: Iterable[nn.Parameter] = ()) -> Work:
         """Count one forward and backward of a loss (a scalar, or terms that are summed except for those under `log/`)
@@ -190,10 +191,12 @@ class DryRun(TorchDispatchMode):
             values = tree_flatten(_call(func, [a.value if isinstance(a, DryTensor) else a for a in given], spec))[0]
         owners = {_storage(a.shape_of): a for a in inputs}
         same = {id(a.shape_of): a for a in inputs}
-        wrapped = [
-            leaf if not isinstance(leaf, Tensor) else same[id(leaf)] if id(leaf) in same else self._own(leaf, value, owners)
-            for leaf, value in zip(leaves, values, strict=True)
-        ]
+        wrapped: list[Any] = []
+        for leaf, value in zip(leaves, values, strict=True):
+            if not isinstance(leaf, Tensor):
+                wrapped.append(leaf)
+            else:
+                wrapped.append(same[id(leaf)] if id(leaf) in same else self._own(leaf, value, owners))
         # An operation in place returns the tensor that it was given, be it one of ours or a real one.
         back = {id(dry): real for dry, real in zip(given, flat, strict=True) if isinstance(dry, DryTensor)}
         return tree_unflatten([back.get(id(w), w) for w in wrapped], outer)

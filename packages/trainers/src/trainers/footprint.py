@@ -76,7 +76,13 @@ class Footprint:
 
 
 def footprint(
-    trained: Trained, work: Work, *, frozen: Mapping[str, int], engine: str = "one", processes: int = 1
+    trained: Trained,
+    work: Work,
+    *,
+    frozen: Mapping[str, int],
+    engine: str = "one",
+    processes: int = 1,
+    loss: float = FRAGMENTATION,
 ) -> Footprint:
     """Add up what one GPU holds at the fullest moment of a step.
 
@@ -87,7 +93,9 @@ def footprint(
     800
     """
     if engine not in ENGINES:
-        raise ValueError(f"expected an engine among {', '.join(ENGINES)}, got {engine!r}; {did_you_mean(engine, ENGINES)}")
+        raise ValueError(
+            f"expected an engine among {', '.join(ENGINES)}, got {engine!r}; {did_you_mean(engine, ENGINES)}"
+        )
     if processes < 1 or (engine == "one" and processes > 1):
         raise ValueError(f"expected one process for engine 'one' and one or more for others, got {processes}: use ddp")
     zero = int(engine[4]) if engine.startswith("zero") else 0
@@ -115,5 +123,4 @@ def footprint(
         "activations": work.kept,
         "workspace of the step": work.peak - work.kept,
     }
-    lost = int(FRAGMENTATION * sum(tensors.values()))
-    return Footprint(tensors | {"allocator's loss (5 %)": lost}, on_host)
+    return Footprint(tensors | {"lost by the allocator": int(loss * sum(tensors.values()))}, on_host)

@@ -1,7 +1,7 @@
 """What a run will need, said before it starts: memory for each GPU, disk, hours, and the largest batch that fits.
 
-An app describes its run in numbers (`Job`): sizes of what is frozen and trained, the work of a step of each kind of
-stage (counted by a dry run at the real size, `dryrun`), what the cache will hold. This module knows no model.
+An app describes its run in numbers (`job.Job`); this module knows no model. Memory is what a dry run counted, with an
+allowance for what the allocator loses between tensors: `FRAGMENTATION`, or what `time` measured on a GPU.
 
 Seconds come from the makers' figures of a GPU at a share of their peaks that is said with them (`EFFICIENCY`), or from
 what `time` measured (`Measured`). A measurement of the same kind on the same device, size and batch is used as it is;
@@ -11,82 +11,21 @@ GPUs, reading the cache, a CPU's optimizer under offload, evaluation and saving.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from .dryrun import Work
-from .footprint import Footprint, Trained, footprint
-from .gpus import GPU, find, named
+from .footprint import FRAGMENTATION, Footprint, footprint
+from .gpus import GPU, find
+from .job import Job
 
-__all__ = ["EFFICIENCY", "Artefact", "Job", "Kind", "Measured", "Plan", "Row", "make", "read_measured"]
+__all__ = ["EFFICIENCY", "Measured", "Plan", "Row", "largest_batch", "make", "read_measured", "seconds_of"]
 
 EFFICIENCY = 0.4
 """Share of the peak of products that a training step reaches: our choice, to be replaced by a measurement."""
 BANDWIDTH_EFFICIENCY = 0.7
 """Share of the memory's peak that element-wise kernels reach: our choice."""
-GB = 1e9
-GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of step: how many there are, and the work of one micro-batch by its size (two sizes or more).
-
-    `checkpointed`: the same under gradient checkpointing, where a recipe can switch it.
-    """
-
-    name: str
-    steps: int
-    works: Mapping[int, Work]
-    checkpointed: Mapping[int, Work] = field(default_factory=dict)
-
-    def at(self, batch: int) -> Work:
-        """The work of a micro-batch: as counted, or on the line through the smallest and largest that were."""
-        return _line(self.works, batch)
-
-
-@dataclass(frozen=True)
-class Artefact:
-    """What the cache holds once for each of `items` clips (or captions), and the work of making one."""
-
-    name: str
-    bytes_each: int
-    items: int
-    work: Work | None = None
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run in numbers. `frozen` are bytes on every GPU while it trains; `shape` is what the works were counted at."""
-
-    name: str
-    shape: str
-    tokens: int
-    batch: int
-    accumulate: int
-    frozen: Mapping[str, int]
-    trained: Trained
-    kinds: tuple[Kind, ...]
-    artefacts: tuple[Artefact, ...] = ()
-    making: Mapping[str, int] = field(default_factory=dict)  # frozen bytes on the GPU that fills the cache
-    reported: str = ""  # what a paper says of its own run
-
-    def __post_init__(self) -> None:
-        if not self.kinds or self.batch < 1 or self.accumulate < 1:
-            raise ValueError(f"expected kinds of steps, batch and accumulate >= 1, got {self}")
-        for kind in self.kinds:
-            if len(kind.works) < 2:
-                raise ValueError(f"expected the work of {kind.name!r} at two micro-batches or more, got {list(kind.works)}")
-
-    @property
-    def steps(self) -> int:
-        return sum(kind.steps for kind in self.kinds)
-
-    def fullest(self, batch: int) -> Kind:
-        """The kind whose step takes the most memory."""
-        return max(self.kinds, key=lambda kind: kind.at(batch).peak)
 
 
 @dataclass(frozen=True)
@@ -119,12 +58,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """A job on named GPUs under one engine."""
+    """A job on named GPUs under one engine. `loss` is the allocator's, relative to the tensors it holds."""
 
     job: Job
     engine: str
     processes: int
     efficiency: float
+    loss: float
     rows: tuple[Row, ...]
 
     @property
@@ -156,8 +96,9 @@ def make(
     """Plan a job for each of the GPUs."""
     if not 0 < efficiency <= 1:
         raise ValueError(f"expected an efficiency in (0, 1], got {efficiency}")
-    rows = tuple(_row(job, gpu, engine, processes, efficiency, measured) for gpu in gpus)
-    return Plan(job, engine, processes, efficiency, rows)
+    loss = _loss(job, measured)
+    rows = tuple(_row(job, gpu, engine, processes, efficiency, loss, measured) for gpu in gpus)
+    return Plan(job, engine, processes, efficiency, loss, rows)
 
 
 def read_measured(path: str | Path) -> list[Measured]:
@@ -182,17 +123,19 @@ def read_measured(path: str | Path) -> list[Measured]:
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"expected a file of `time`'s lines at {path}, which cannot be read: {error}") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is no output of `time` (one JSON object a line): {error!r}; run `time` again") from None
+        raise ValueError(
+            f"{path} is no output of `time` (one JSON object a line): {error!r}; run `time` again"
+        ) from None
     if not found:
         raise ValueError(f"{path} holds no measured steps: fill it with the output of `time`")
     return found
 
 
-def largest_batch(job: Job, gpu: GPU, *, engine: str, processes: int) -> int:
+def largest_batch(job: Job, gpu: GPU, *, engine: str = "one", processes: int = 1, loss: float = FRAGMENTATION) -> int:
     """The largest micro-batch whose fullest step fits; 0 when not even one clip does."""
 
     def fits(batch: int) -> bool:
-        return _fullest(job, batch, engine, processes).total <= gpu.usable
+        return _fullest(job, batch, engine, processes, loss).total <= gpu.usable
 
     if not fits(1):
         return 0
@@ -246,15 +189,25 @@ def _estimate(work: Work, gpu: GPU, efficiency: float) -> float:
     return gpu.seconds(work.flops, work.traffic, efficiency=efficiency, share_of_bandwidth=BANDWIDTH_EFFICIENCY)
 
 
-def _fullest(job: Job, batch: int, engine: str, processes: int) -> Footprint:
+def _fullest(job: Job, batch: int, engine: str, processes: int, loss: float) -> Footprint:
     work = job.fullest(batch).at(batch)
-    return footprint(job.trained, work, frozen=job.frozen, engine=engine, processes=processes)
+    return footprint(job.trained, work, frozen=job.frozen, engine=engine, processes=processes, loss=loss)
+
+
+def _loss(job: Job, measured: Sequence[Measured]) -> float:
+    """What the allocator lost where a step of this job was measured on a GPU: the most, relative to the tensors."""
+    lost = [
+        m.peak_bytes / footprint(job.trained, m.work, frozen=job.frozen, loss=0.0).total - 1
+        for m in measured
+        if m.peak_bytes is not None and m.shape == job.shape and find(m.device) is not None
+    ]
+    return max(0.0, *lost) if lost else FRAGMENTATION
 
 
 def _row(
-    job: Job, gpu: GPU, engine: str, processes: int, efficiency: float, measured: Sequence[Measured]
+    job: Job, gpu: GPU, engine: str, processes: int, efficiency: float, loss: float, measured: Sequence[Measured]
 ) -> Row:
-    held = _fullest(job, job.batch, engine, processes)
+    held = _fullest(job, job.batch, engine, processes, loss)
     seconds, basis, hours = {}, {}, 0.0
     for kind in job.kinds:
         seconds[kind.name], basis[kind.name] = seconds_of(
@@ -273,27 +226,9 @@ def _row(
         footprint=held,
         usable=gpu.usable,
         fits=held.total <= gpu.usable,
-        largest_batch=largest_batch(job, gpu, engine=engine, processes=processes),
+        largest_batch=largest_batch(job, gpu, engine=engine, processes=processes, loss=loss),
         seconds=seconds,
         basis=basis,
         hours=hours,
         cache_hours=sum(making) / processes / 3600 if making else None,
-    )
-
-
-def _line(works: Mapping[int, Work], batch: int) -> Work:
-    if batch in works:
-        return works[batch]
-    low, high = min(works), max(works)
-    a, b = works[low], works[high]
-
-    def at(x: int, y: int) -> int:
-        return max(0, round(x + (y - x) * (batch - low) / (high - low)))
-
-    kinds = {**a.flops, **b.flops}
-    return Work(
-        at(a.kept, b.kept),
-        at(a.peak, b.peak),
-        {kind: at(a.flops.get(kind, 0), b.flops.get(kind, 0)) for kind in kinds},
-        at(a.traffic, b.traffic),
     )

@@ -1,0 +1,142 @@
+"""A plan as people read it: three tables and what they rest on, at 120 columns."""
+
+from rich.console import Console
+from rich.table import Table
+
+from .dryrun import Work
+from .plan import Plan
+
+__all__ = ["show"]
+
+GIB = 2**30
+
+
+def show(plan: Plan, console: Console) -> None:
+    """Print the work of a step by kind, the memory of one GPU by part, and what each GPU makes of it."""
+    job, held = plan.job, plan.rows[0].footprint
+    console.print(f"{job.name}: {job.shape}, {job.tokens:,} tokens a clip", style="bold")
+    console.print(f"\none micro-batch of {job.batch}, counted by a dry run at the real size")
+    console.print(_steps(plan))
+    console.print(f"\nmemory of one GPU under {_engine(plan)} in the fullest step ({job.fullest(job.batch).name})")
+    console.print(_memory(plan))
+    if held.host:
+        console.print(f"and {_gib(held.host)} GiB of the host's memory for each process")
+    console.print(
+        f"\nwhat a GPU makes of it: seconds of a micro-batch of {job.batch}, hours of all {job.steps:,} steps"
+    )
+    console.print(_gpus(plan))
+    console.print(f"seconds: {_basis(plan)}; traffic between GPUs, reading, a CPU's optimizer are not in them")
+    console.print(
+        f"batch {job.batch} x accumulate {job.accumulate} x processes {plan.processes} = {plan.effective_batch} clips, "
+        f"{job.tokens * plan.effective_batch:,} tokens a step"
+    )
+    _cache(plan, console)
+    if job.reported:
+        console.print(job.reported)
+
+
+def _steps(plan: Plan) -> Table:
+    job = plan.job
+    table = Table("kind of step")
+    columns = ["steps", "kept for backward", "at the fullest", "TFLOP half", "TFLOP float32", "other kernels move"]
+    checkpointed = any(kind.checkpointed for kind in job.kinds)
+    for column in columns + ["checkpointed: kept", "at the fullest"] * checkpointed:
+        table.add_column(column, justify="right")
+    for kind in job.kinds:
+        work = kind.at(job.batch)
+        row = [f"{kind.steps:,}", f"{_gib(work.kept)} GiB", f"{_gib(work.peak)} GiB", *_products(work)]
+        row.append(f"{work.traffic / 1e9:,.1f} GB")
+        if kind.checkpointed:
+            spared = kind.at(job.batch, checkpointed=True)
+            row += [f"{_gib(spared.kept)} GiB", f"{_gib(spared.peak)} GiB"]
+        table.add_row(kind.name, *row)
+    return table
+
+
+def _memory(plan: Plan) -> Table:
+    table = Table("part")
+    table.add_column("GiB", justify="right")
+    parts = plan.rows[0].footprint.parts
+    for name, size in parts.items():
+        if size:
+            cache_only = name.removeprefix("frozen: ") in plan.job.making and name.startswith("frozen: ")
+            table.add_row(f"{name} (serves the cache alone)" if cache_only else name, _gib(size))
+    table.add_section()
+    table.add_row("together", _gib(sum(parts.values())))
+    return table
+
+
+def _gpus(plan: Plan) -> Table:
+    table = Table("GPU")
+    for column in (
+        "usable GiB",
+        "free",
+        "largest micro-batch",
+        *(f"s {kind.name}" for kind in plan.job.kinds),
+        "hours",
+    ):
+        table.add_column(column, justify="right")
+    for row in plan.rows:
+        seconds = [_seconds(s) for s in row.seconds.values()]
+        free = f"{(row.usable - row.footprint.total) / GIB:.1f}" if row.fits else "does not fit"
+        largest = str(row.largest_batch) if row.largest_batch else "none"
+        hours = f"{row.hours:,.1f}" if row.fits else "-"
+        table.add_row(
+            row.gpu, f"{row.usable / GIB:.1f}", free, largest, *seconds, hours, style=None if row.fits else "dim"
+        )
+    return table
+
+
+def _cache(plan: Plan, console: Console) -> None:
+    artefacts = plan.job.artefacts
+    if not artefacts:
+        return
+    each = ", ".join(f"{a.name} {_size(a.bytes_each)}{f' ({a.note})' if a.note else ''}" for a in artefacts)
+    clips = max(a.items for a in artefacts)
+    console.print(f"cache on disk: {_size(plan.cache_bytes)} for {clips:,} clips; of each {each}")
+    works = [a.work.peak for a in artefacts if a.work is not None]
+    if works:
+        held = sum(plan.job.making.values()) + max(works)
+        hours = ", ".join(f"{row.gpu} {row.cache_hours:.1f}" for row in plan.rows if row.cache_hours is not None)
+        console.print(f"making it holds {_gib(held)} GiB of a GPU and takes hours: {hours}")
+
+
+def _engine(plan: Plan) -> str:
+    if plan.engine == "one":
+        return "one process"
+    return f"{plan.engine} in {plan.processes} processes"
+
+
+def _basis(plan: Plan) -> str:
+    said: dict[str, list[str]] = {}
+    for row in plan.rows:
+        for kind, text in row.basis.items():
+            said.setdefault(text, []).append(f"{row.gpu} {kind}")
+    if len(said) == 1:
+        return next(iter(said))
+    return "; ".join(f"{', '.join(where)}: {text}" for text, where in said.items())
+
+
+def _products(work: Work) -> tuple[str, str]:
+    half = sum(n for kind, n in work.flops.items() if "16" in kind)
+    return _tera(half), _tera(sum(work.flops.values()) - half)
+
+
+def _tera(flops: int) -> str:
+    return f"{flops / 1e12:.3g}" if flops else "-"
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f}" if size >= GIB / 100 else f"{size / GIB:.5f}"
+
+
+def _size(size: int) -> str:
+    """
+    >>> _size(8_388_608), _size(3_000_000_000)
+    ('8.39 MB', '3.00 GB')
+    """
+    return f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.2f} MB"
+
+
+def _seconds(s: float) -> str:
+    return f"{s:.2f}" if s >= 0.1 else f"{s:.5f}"
