@@ -51,8 +51,10 @@ class Trackers:
         """Have the trackers take lines while the block runs; what they hold of later steps is made again."""
         try:
             for name in self.names:
+                from accelerate import PartialState
                 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+                PartialState()  # which trackers ask who is the first process
                 made: Any = LOGGER_TYPE_TO_CLASS[name]
                 local: Any = {"logging_dir": self.out, "purge_step": from_step + 1}
                 tracker = made(name, **local) if name == "tensorboard" else made(self.out.name)
