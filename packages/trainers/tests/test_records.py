@@ -6,7 +6,7 @@ import json
 import pytest
 
 from trainers import Filters, read_records
-from trainers.records import write_skipped
+from trainers.records import list_skipped
 from trainers.tables import Skipped
 
 WISA = {
@@ -169,10 +169,15 @@ def test_wisas_own_filters_keep_what_its_loader_keeps(folder):
         assert (len(records), len(skipped)) == ((2, 0) if stays else (1, 1)), (key, value)
 
 
-def test_what_was_left_out_becomes_a_file(tmp_path):
-    write_skipped(tmp_path / "sub" / "skipped.json", [Skipped("a\udcff.mp4", "broken")])
-    assert json.loads((tmp_path / "sub" / "skipped.json").read_text()) == [{"path": "a\udcff.mp4", "why": "broken"}]
-    assert [file.name for file in (tmp_path / "sub").iterdir()] == ["skipped.json"]
+def test_what_was_left_out_is_added_to_a_report_once(tmp_path):
+    report = tmp_path / "sub" / "skipped.jsonl"
+    for more in (
+        [Skipped("a\udcff.mp4", "broken")],
+        [Skipped("a\udcff.mp4", "broken"), Skipped("b.mp4", "too\nshort")],
+    ):
+        list_skipped(report, more)
+    lines = [json.loads(line) for line in report.read_text().splitlines()]
+    assert lines == [{"path": "a\udcff.mp4", "why": "broken"}, {"path": "b.mp4", "why": "too\nshort"}]
 
 
 def test_a_folder_takes_captions_from_the_text_beside_each_clip_or_from_captions_json(folder):

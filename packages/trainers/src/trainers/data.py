@@ -25,6 +25,8 @@ def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _join(values: list[Any]) -> Any:
     if isinstance(values[0], Tensor):
+        if len(shapes := {tuple(value.shape) for value in values}) > 1:
+            raise ValueError(f"expected samples of one shape in a batch, got {sorted(shapes)}: group them by buckets")
         return torch.stack(values)
     return torch.tensor(values) if isinstance(values[0], (int, float)) else values
 

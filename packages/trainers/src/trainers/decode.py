@@ -76,7 +76,7 @@ class Header:
     width: int
     height: int
     frames: int
-    fps: float
+    fps: float | int
 
     @property
     def duration_s(self) -> float:

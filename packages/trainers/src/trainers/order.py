@@ -6,13 +6,14 @@ one stream: a step takes `count` samples for each rank. The state is three integ
 """
 
 import hashlib
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-__all__ = ["Order", "derive_seed"]
+__all__ = ["Deal", "Order", "derive_seed"]
 
 
 def derive_seed(*parts: Any) -> int:
@@ -23,6 +24,14 @@ def derive_seed(*parts: Any) -> int:
     """
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+@dataclass(frozen=True)
+class Deal:
+    """Samples of one batch, and how often each of them was dealt before: what a random crop of it may depend on."""
+
+    indices: Int64[Tensor, " n"]
+    epochs: Int64[Tensor, " n"]
 
 
 class Order:
@@ -53,19 +62,25 @@ class Order:
         self.epoch, self.index = epoch + index // size, index % size
         self._permutation = self._permute(self.epoch)
 
-    def take(self, count: int) -> Int64[Tensor, " count"]:
-        """Return this rank's next `count` indices and move on by `count` for every rank."""
+    def deal(self, count: int) -> Deal:
+        """Return this rank's next `count` samples and move on by `count` for every rank."""
         wanted = count * self.world_size
-        parts = []
+        parts, epochs = [], []
         while wanted:
             part = self._permutation[self.index : self.index + wanted]
             parts.append(part)
+            epochs.append(torch.full_like(part, self.epoch))
             wanted -= len(part)
             self.index += len(part)
             if self.index == self.size:
                 self.epoch, self.index = self.epoch + 1, 0
                 self._permutation = self._permute(self.epoch)
-        return torch.cat(parts)[self.rank * count : (self.rank + 1) * count]
+        mine = slice(self.rank * count, (self.rank + 1) * count)
+        return Deal(torch.cat(parts)[mine], torch.cat(epochs)[mine])
+
+    def take(self, count: int) -> Int64[Tensor, " count"]:
+        """Return the indices that `deal` does."""
+        return self.deal(count).indices
 
     def state(self) -> dict[str, int]:
         """Return the three integers that `Order(size, **state)` continues from."""

@@ -14,7 +14,6 @@ error.
 
 import json
 import math
-import os
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -26,7 +25,7 @@ from pydantic import Field
 from .config import Config
 from .tables import SUFFIXES, Skipped, rows
 
-__all__ = ["Filters", "Record", "Skipped", "number", "read_records", "write_skipped"]
+__all__ = ["Filters", "Record", "Skipped", "list_skipped", "number", "read_records"]
 
 VIDEOS = (".mp4", ".mov", ".webm", ".mkv", ".avi", ".m4v")
 _PATH_KEYS = ("path", "file", "video_path", "video", "file_name")
@@ -144,13 +143,20 @@ def read_records(
     return list(records.values()), skipped
 
 
-def write_skipped(path: str | Path, skipped: Iterable[Skipped]) -> None:
-    """Write the list of what was left out as JSON; the file appears whole or not at all."""
+def list_skipped(path: str | Path, skipped: Iterable[Skipped]) -> None:
+    """Add what was left out to a report, a JSON line each; what it already says is not said again.
+
+    Several processes may share a report: a line is written at once.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    part.write_text(json.dumps([asdict(item) for item in skipped], indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+    said = set(path.read_text(encoding="utf-8").splitlines()) if path.exists() else set()
+    with path.open("a", encoding="utf-8") as file:
+        for item in skipped:
+            if (line := json.dumps(asdict(item))) not in said:
+                file.write(f"{line}\n")
+                file.flush()
+                said.add(line)
 
 
 def _folder(folder: Path) -> Iterator[Any]:

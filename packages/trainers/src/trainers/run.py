@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from . import checkpoint, guards, weights
 from .engine import Engine
-from .order import Order, derive_seed
+from .feed import Feed
+from .order import derive_seed
 from .ramps import Recursion, RecursiveRamp
 from .stage import Stage
 
@@ -39,7 +40,7 @@ class StageRecord:
 class Run:
     """One call of `fit`. `enter` begins a stage, or goes on with it after a resume; `leave` ends it."""
 
-    order: Order
+    feed: Feed
     average: weights.Average | None
     recursions: dict[str, Recursion]
 
@@ -113,8 +114,9 @@ class Run:
         self.average = None
         if stage.ema is not None:
             self.average = weights.Average(stage.ema, trained, self.averaged if saved and self.averaged else None)
-        self.order = Order(
-            len(stage.data),
+        self.feed = Feed(
+            stage.data,
+            batch_size=stage.batch_size,
             digest=checkpoint.digest_of(stage),
             rank=self.engine.rank,
             world_size=self.engine.world_size,
@@ -131,6 +133,7 @@ class Run:
 
     def leave(self, losses: Mapping[str, float]) -> None:
         """Note a finished stage and go on to the next."""
+        self.feed.close()
         self.averaged = self.average.named if self.average else {}
         seconds = round(self.stage_seconds, 3)
         self.history.append(StageRecord(self.stage.name, self.step, seconds, dict(self.stage.groups), dict(losses)))
@@ -147,7 +150,7 @@ class Run:
             "stage_name": self.stage.name,
             "step": self.step,
             "global_step": self.global_step,
-            "order": self.order.state(),
+            "order": self.feed.state(),
             "ramps": {name: recursion.state() for name, recursion in self.recursions.items()},
             "stage_seconds": self.stage_seconds,
             "seconds": self.seconds,

@@ -144,8 +144,8 @@ class Progress:
 class MapStyle(Protocol):
     """A data set: a length, and items that are dicts of tensors (or numbers, or text).
 
-    Two optional extras: `get_batch(indices: LongTensor) -> dict` returns a whole batch at once, and `digest: str` names
-    the content, so that a resume on other data is refused.
+    Optional extras: `digest: str` names the content, so that a resume on other data is refused; `get_batch(indices:
+    LongTensor) -> dict` returns a whole batch at once; items by epoch, an order of its own, loading ahead: see `feed`.
     """
 
     def __len__(self) -> int: ...

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from . import guards
 from .config import did_you_mean
-from .data import take
 from .ramps import Recursion
 from .run import Run
 from .stage import Progress
@@ -47,16 +46,16 @@ class Step:
             NonFiniteLoss: as `Guards.non_finite` says.
             ValueError: for a loss without terms.
         """
-        stage, order, samples = self.stage, self.run.order, []
+        stage, samples = self.stage, []
         factor = stage.optim.factor(progress.step, progress.fraction)
         made = Made({}, 0.0, stage.optim.lr * next(iter(stage.groups.values())) * factor)
         measured: dict[str, list[Tensor]] = {}
         self.engine.forget()
-        batches = [order.take(stage.batch_size) for _ in range(stage.accumulate)]
-        for micro, indices in enumerate(batches):
+        batches = [self.run.feed.next() for _ in range(stage.accumulate)]
+        for micro, batch in enumerate(batches):
             last = micro == stage.accumulate - 1
-            samples += indices.tolist()
-            terms = self.engine.forward(take(stage.data, indices, self.device), progress, last=last)
+            samples += batch.indices.tolist()
+            terms = self.engine.forward(batch.get(self.device), progress, last=last)
             summed = {name: term for name, term in terms.items() if not name.startswith("log/")}
             if not summed:
                 raise ValueError(f"the loss of stage {stage.name!r} returned no term, got {sorted(terms)}")

@@ -29,6 +29,7 @@ __all__ = [
     "Header",
     "VideoError",
     "clip",
+    "even_times",
     "jitter",
     "load",
     "pick",
@@ -128,6 +129,11 @@ def write(
     finally:
         part.unlink(missing_ok=True)
     return path
+
+
+def even_times(frames: int, fps: float | int) -> Float64[np.ndarray, " t"]:
+    """Return the times of frames at a constant rate: of a file of which only the header is known."""
+    return np.arange(frames, dtype=np.float64) / fps
 
 
 def room(times_s: Float64[np.ndarray, " t"], spec: ClipSpec) -> int:
