@@ -42,11 +42,11 @@ def select(
     if isinstance(heads, Mapping):
         if layers is not None and set(layers) != set(heads):
             raise ValueError(f"expected heads for the layers {sorted(layers)}, got heads of {sorted(heads)}")
-        chosen = {int(layer): tuple(of) for layer, of in sorted(heads.items())}
+        chosen = {int(layer): tuple(sorted(of)) for layer, of in sorted(heads.items())}
     else:
         default = range(count // 3, count - count // 3)
         chosen = {
-            int(layer): tuple(range(width) if heads is None else heads)
+            int(layer): tuple(range(width) if heads is None else sorted(heads))
             for layer in sorted(default if layers is None else layers)
         }
     if not chosen or not all(0 <= layer < count for layer in chosen):
@@ -62,6 +62,7 @@ class Recorder:
 
     def __init__(self, chosen: Heads, columns: Sequence[Tensor], last: int) -> None:
         self.chosen, self.columns, self.last = chosen, columns, last
+        self._furthest = max((int(column.max()) for column in columns if len(column)), default=-1)
         self._found: dict[int, list[list[Tensor]]] = {layer: [[] for _ in columns] for layer in chosen}
 
     def rows(self, sample: int) -> Float[Tensor, "l r n"]:
@@ -72,35 +73,28 @@ class Recorder:
 
     def record(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, *, scale: float) -> None:
         """Add the last rows of one call: query (b, H, q, d), key (b, H_kv, s, d), mask (b, 1, q, s) or causal."""
-        heads, (b, _, q, _), s = self.chosen[layer], query.shape, key.shape[2]
-        if b != len(self.columns) or any(len(c) and int(c[-1]) >= s for c in self.columns):
+        heads, (b, _, q, d), s = self.chosen[layer], query.shape, key.shape[2]
+        if b != len(self.columns) or s <= self._furthest:
             raise ValueError(
                 f"expected a batch of {len(self.columns)} with all keys of the prompt, got {b} and {s} keys: "
                 "several beams and caches that forget (a sliding window) cannot be read"
             )
-        group = query.shape[1] // key.shape[1]
-        keys = key[:, [head // group for head in heads]] if len(heads) < query.shape[1] else key
-        keys = keys.float()
-        first = q - min(q, self.last)
+        group, every = query.shape[1] // key.shape[1], len(heads) == query.shape[1]
+        keys = (key if every else key[:, [head // group for head in heads]]).float()
         block = max(1, _BLOCK // (b * len(heads) * s))
-        for start in range(first, q, block):
+        for start in range(q - min(q, self.last), q, block):
             rows = slice(start, min(start + block, q))
             queries = query[:, list(heads), rows].float()
-            if keys.shape[1] < len(heads):  # all heads, in their groups: no copy of the keys
-                scores = (queries.unflatten(1, (-1, group)) @ keys[:, :, None].mT).flatten(1, 2) * scale
-            else:
-                scores = queries @ keys.mT * scale
-            if mask is None and q > 1:  # as SDPA takes it: causal from the first key on; one query sees all
-                ahead = (
-                    torch.arange(s, device=key.device) > torch.arange(rows.start, rows.stop, device=key.device)[:, None]
-                )
-                scores = scores.masked_fill_(ahead, -torch.inf)
-            elif mask is None:
-                pass
-            elif mask.dtype == torch.bool:
-                scores = scores.masked_fill_(~mask[:, :, rows, :s], -torch.inf)
-            else:
-                scores = scores.add_(mask[:, :, rows, :s])
+            # the heads that share keys as rows of one product: repeated keys would be the largest thing here
+            scores = queries.reshape(b, keys.shape[1], -1, d) @ keys.mT * scale
+            scores = scores.view(b, len(heads), -1, s)
+            if mask is not None and mask.dtype == torch.bool:
+                scores.masked_fill_(~mask[:, :, rows, :s], -torch.inf)
+            elif mask is not None:
+                scores += mask[:, :, rows, :s]
+            elif q > 1:  # as SDPA takes it: causal from the first key on, and one query alone sees all keys
+                place = torch.arange(s, device=key.device)
+                scores.masked_fill_(place > place[rows, None], -torch.inf)
             mean = scores.softmax(-1).mean(1)
             for i, column in enumerate(self.columns):
                 self._found[layer][i].append(mean[i][:, column])

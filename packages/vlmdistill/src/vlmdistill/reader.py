@@ -44,7 +44,7 @@ class Inputs:
 
     tensors: dict[str, Tensor]
     grids: tuple[tuple[int, int, int], ...]
-    times_s: tuple[Float[Tensor, " t"], ...]
+    times_s: tuple[Float[Tensor, " _"], ...]
     columns: tuple[Tensor, ...]
     answers: tuple[tuple[int, ...], ...]
 
@@ -125,11 +125,11 @@ class Reader:
         return h, w
 
     def _pixels(self, frames: UInt8[Tensor, "n y x 3"], size: tuple[int, int]) -> Float[Tensor, "n 3 y2 x2"]:
-        """Resize as a picture is (bicubic, rounded to whole values) and standardise."""
-        pixels = frames.permute(0, 3, 1, 2).float()
+        """Resize as pictures are (bicubic in uint8, which only a CPU has; float32 overshoots), and standardise."""
+        pixels = frames.permute(0, 3, 1, 2).cpu()
         if size != tuple(frames.shape[1:3]):
-            pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True).clamp(0, 255).round()
-        mean, std = (torch.tensor(values, device=frames.device)[:, None, None] for values in FAMILIES[self.family])
+            pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True)
+        mean, std = (torch.tensor(values)[:, None, None] for values in FAMILIES[self.family])
         return (pixels / 255 - mean) / std
 
     def _text(self, words: str, grid: tuple[int, int, int], times_s: Float[Tensor, " t"]) -> str:
@@ -140,7 +140,7 @@ class Reader:
         place = _START + _VIDEO + _END
         if text.count(place) != 1 or text.count(_VIDEO) != 1:
             raise ValueError(
-                f"expected the chat template to write {place} once, got {text!r}: is this a tokenizer of {self.family}, "
+                f"expected the chat template to write {place} once, got {text!r}: is this {self.family}'s tokenizer, "
                 "and does the question hold no such token?"
             )
         t, h, w = grid

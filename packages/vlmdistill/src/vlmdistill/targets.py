@@ -138,9 +138,9 @@ def regrid(
 ) -> Float[Tensor, "e T H W"]:
     """Resize maps to another grid: bilinear with antialiasing in space, by true times in time; the range is kept.
 
-    In time a map is linear between the centres of its cells and held beyond them; a target cell takes the mean over its
-    neighbourhood, which reaches half the way to the nearer neighbour on both sides (so that a coarse grid averages, a
-    fine one interpolates, and what grows linearly stays exact between the first and the last time).
+    In time a map is linear between the centres of its cells and held beyond them. Where the target's cells are as long
+    or shorter, its value at the centre counts (the same times change nothing); where they are longer, the mean over as
+    much more on both sides. So what grows linearly stays exact between the first and the last time.
 
     >>> ramp = torch.tensor([0.0, 1.0, 3.0])[None, :, None, None]
     >>> regrid(ramp, torch.tensor([0.0, 1.0, 3.0]), (3, 1, 1), torch.tensor([0.5, 1.5, 2.5])).flatten().tolist()
@@ -204,10 +204,13 @@ def _check_times(times_s: Float[Tensor, " t"], what: str) -> None:
 
 
 def _time_weights(source: Float[Tensor, " t"], target: Float[Tensor, " T"]) -> Float[Tensor, "T t"]:
-    """Mean of every source cell's hat function over the neighbourhood of every target time."""
-    gaps = target.diff()
-    before, after = torch.cat([gaps[:1], gaps]), torch.cat([gaps, gaps[-1:]])
-    half = torch.minimum(before, after) / 2 if len(target) > 1 else torch.zeros_like(target)
+    """Mean of every source cell's hat function around every target time."""
+    half = torch.zeros_like(target)
+    if len(target) > 1 and len(source) > 1:
+        gaps = target.diff()
+        longer = torch.minimum(torch.cat([gaps[:1], gaps]), torch.cat([gaps, gaps[-1:]]))
+        here = source.diff()[(torch.searchsorted(source, target) - 1).clamp(0, len(source) - 2)]
+        half = (longer - here) / 2
     # a point has no width: a neighbourhood far below any spacing gives the value at the point
     half = half.clamp(min=1e-6 * max(1.0, float(target.abs().max())))
     area = _hat_area(target + half, source) - _hat_area(target - half, source)

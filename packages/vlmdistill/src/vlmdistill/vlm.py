@@ -30,7 +30,7 @@ from vlmdistill.questions import NEUTRAL, PLACELESS, question
 from vlmdistill.reader import FAMILIES, Inputs, Reader
 from vlmdistill.targets import Contrast, contrast
 
-__all__ = ["Look", "Vlm", "annotate", "load"]
+__all__ = ["Look", "Vlm", "annotate", "load", "wrap"]
 
 
 @dataclass(frozen=True)
