@@ -1,5 +1,8 @@
-"""Two processes: DDP and DeepSpeed's ZeRO give the run of one process, resume bit for bit, and save adapters alone."""
+"""Two processes: DDP, FSDP2 and DeepSpeed's ZeRO give the run of one process, resume bit for bit, and save adapters
+alone.
+"""
 
+import importlib.util
 import json
 import os
 import signal
@@ -8,42 +11,53 @@ import warnings
 import pytest
 import torch
 import toy
+from safetensors import safe_open
 from torch import nn
 
 import world
-from trainers import EMA, InMemory, Length, Optim, Stage, checkpoint, fit
-from trainers.engine import launched
+from trainers import EMA, InMemory, Length, Optim, Progress, Stage, checkpoint, fit
+from trainers.engine import Engine, launched
+from trainers.groups import named_groups
 
+DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
+LATER = ("accelerate", "torch._dynamo", "torch._inductor.config", "trainers.fsdp")  # what engines import when needed
 with warnings.catch_warnings():  # imported before the processes are forked, once for all
     warnings.simplefilter("ignore")
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    pytest.importorskip("accelerate")
-    deepspeed = pytest.importorskip("deepspeed", reason="needs DeepSpeed: uv run --group engines pytest ...")
-    pytest.importorskip("deepspeed.runtime.zero.muon.original_muon")  # slow to import, by torch.compile
+    for name in LATER:
+        pytest.importorskip(name)
+    if DEEPSPEED:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        import deepspeed
 
-    # a faster exchange within a machine, which DeepSpeed would compile with the first process group
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        pytest.importorskip("deepspeed.runtime.zero.muon.original_muon")  # slow to import, by torch.compile
 
-STEPS = 10
-ENGINES = {
-    "ddp": None,
+        # a faster exchange within a machine, which DeepSpeed would compile with the first process group
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+ZERO = {
     "zero2": {"stage": 2},
     "zero2-offload": {"stage": 2, "offload_optimizer": {"device": "cpu"}},
     "zero3": {"stage": 3},
 }
 
 
-def environment(engine, folder):
+def engines(*names):
+    """The named engines, DeepSpeed's skipped where it is not."""
+    skip = pytest.mark.skipif(not DEEPSPEED, reason="needs DeepSpeed: uv run --isolated --group engines pytest ...")
+    return [pytest.param(name, marks=skip if name in ZERO else ()) for name in names]
+
+
+def environment(engine, folder, **config):
     """What `accelerate launch --config_file` would set for an engine."""
-    zero = ENGINES[engine]
-    if zero is None:
-        return {}
+    if engine not in ZERO:
+        return FSDP if engine == "fsdp2" else {}
     config = {
-        "zero_optimization": zero,
+        "zero_optimization": ZERO[engine],
         "train_micro_batch_size_per_gpu": "auto",
         "zero_force_ds_cpu_optimizer": False,  # torch's AdamW: DeepSpeed's own is compiled for minutes
         "zero_allow_untested_optimizer": True,
-    }
+    } | config
     path = folder / f"{engine}.json"
     path.write_text(json.dumps(config))
     return {
@@ -54,53 +68,37 @@ def environment(engine, folder):
     }
 
 
-def parts():
-    torch.manual_seed(0)
-    return {"body": nn.Sequential(nn.Linear(3, 7), nn.Tanh()), "head": nn.Linear(7, 1), "frozen": nn.Linear(3, 3)}
+def run(child, engine, folder, *, processes=2, more=None):
+    """Run `child(rank)` in every process; return their exit codes."""
 
-
-def stages(groups, before=lambda progress: None, *, per_process=2, ema=True):
-    """Two stages whose epochs end inside them; the loss draws nothing, so that the split over processes is all that
-    differs from one process.
-    """
-
-    def loss(batch, progress):
-        before(progress)
-        return {"mse": (groups["head"](groups["body"](batch["x"])) - batch["y"]).square().mean()}
-
-    x = torch.randn(12, 3, generator=torch.Generator().manual_seed(1))
-    data = InMemory({"x": x, "y": x.sum(1, keepdim=True)})
-    shared = {"batch_size": per_process, "optim": Optim(lr=1e-2, clip=0.5), "ema": EMA(0.9) if ema else None}
-    both = {"body": 1.0, "head": 0.5}
-    first = Stage("a", both, loss, data, length=Length(steps=STEPS - 4), accumulate=2, unfreeze={"body": 2}, **shared)
-    second = Stage("b", {"head": 1.0}, loss, data, length=Length(steps=4), handover="keep", **shared)
-    return [first, second]
-
-
-def train(out, before=lambda progress: None, **settings):
-    """What each process does."""
-
-    def work(rank):
+    def quietly(rank):
         warnings.simplefilter("ignore")  # DeepSpeed's and gloo's own remarks
-        groups = parts()
-        chosen = {key: settings[key] for key in ("ema",) if key in settings}
-        fit(
-            stages(groups, before, **chosen),
-            groups,
-            out=out,
-            seed=3,
-            save_every=2,
-            keep=9,
-            resume=settings.get("resume", False),
-            quiet=True,
-        )
-        torch.save({name: group.state_dict() for name, group in groups.items()}, out / f"end-{rank}.pt")
+        child(rank)
 
-    return work
+    return world.run(quietly, processes=processes, environment=environment(engine, folder) | (more or {}))
 
 
-def ends(out):
-    return [torch.load(out / f"end-{rank}.pt", weights_only=True) for rank in range(2)]
+def parts(*, noisy=False):
+    """A small model; `noisy`: with dropout and with running statistics that differ from process to process."""
+    torch.manual_seed(0)
+    noise = [nn.BatchNorm1d(7), nn.Dropout(0.2)] if noisy else []
+    body = nn.Sequential(nn.Linear(3, 7), *noise, nn.Tanh())
+    return {"body": body, "head": nn.Linear(7, 1), "frozen": nn.Linear(256, 256)}
+
+
+def data(n=12):
+    x = torch.randn(n, 3, generator=torch.Generator().manual_seed(1))
+    return InMemory({"x": x, "y": x.sum(1, keepdim=True)})
+
+
+def state(groups):
+    return {f"{name}.{key}": v.clone() for name, group in groups.items() for key, v in group.state_dict().items()}
+
+
+def apart(a, b):
+    """By how much two states differ at most, 0 where every bit is equal."""
+    assert a.keys() == b.keys()
+    return max((float((a[key] - b[key]).abs().max()) for key in a if not torch.equal(a[key], b[key])), default=0.0)
 
 
 def files(out):
@@ -108,109 +106,405 @@ def files(out):
     return {f"{file}/{key}": value for file, part in saved.tensors.items() for key, value in part.items()}
 
 
-def differences(a, b):
-    """Where two sets of groups differ, and by how much."""
-    pairs = {f"{name}.{key}": (a[name][key], value) for name, part in b.items() for key, value in part.items()}
-    return {key: float((x - y).abs().max()) for key, (x, y) in pairs.items() if not torch.equal(x, y)}
+# ---- resume
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_two_processes_agree_and_resume_bit_for_bit(tmp_path, engine):
+def stages(groups, before=lambda progress: None, *, ema=True):
+    """Two stages whose epochs end inside them; the loss draws numbers, and dropout does."""
+
+    def loss(batch, progress):
+        before(progress)
+        x = batch["x"] + 0.1 * torch.randn(batch["x"].shape, generator=progress.generator)
+        return {"mse": (groups["head"](groups["body"](x)) - batch["y"]).square().mean()}
+
+    optim = Optim(lr=1e-2, clip=0.5, schedule="cosine", warmup_steps=2)
+    shared = {"batch_size": 2, "optim": optim, "handover": "keep"}
+    averages = [EMA(0.9, apply=True), EMA(0.8)] if ema else [None, None]
+    both = {"body": 1.0, "head": 0.5}
+    first = Stage("a", both, loss, data(), length=Length(steps=6), accumulate=2, unfreeze={"body": 2},
+                  ema=averages[0], **shared)  # fmt: skip
+    return [first, Stage("b", {"head": 1.0}, loss, data(10), length=Length(steps=4), ema=averages[1], **shared)]
+
+
+def killed_at(step):
+    def before(progress):
+        if progress.global_step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return before
+
+
+def train(out, before=lambda progress: None, *, ema=True, resume=False):
+    """What each process does."""
+
+    def child(rank):
+        torch.manual_seed(rank + 40 * resume)  # what a process has drawn before must not matter
+        groups = parts(noisy=True)
+        chosen = stages(groups, before, ema=ema)
+        fit(chosen, groups, out=out, seed=3, save_every=3, keep=9, resume=resume, quiet=True)
+        torch.save(state(groups), out / f"end-{rank}.pt")
+
+    return child
+
+
+def ends(out):
+    return [torch.load(out / f"end-{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+EPOCH, BORDER, WITHIN = 3, 6, 9
+"""Steps after a checkpoint at an epoch's end, at the end of a stage, and within an epoch."""
+
+
+@pytest.mark.parametrize(
+    ("engine", "kills"),
+    [
+        *(pytest.param(*p.values, [EPOCH, BORDER, WITHIN], marks=p.marks) for p in engines("ddp", "fsdp2", "zero2")),
+        *(pytest.param(*p.values, [WITHIN], marks=p.marks) for p in engines("zero2-offload", "zero3")),
+    ],
+)
+def test_two_processes_agree_and_resume_bit_for_bit(tmp_path, engine, kills):
     ema = engine != "zero3"
-    settings = {"environment": environment(engine, tmp_path)}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir()
     cut.mkdir()
-
-    def killed(progress):
-        if progress.global_step == 5:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    assert world.run(train(whole, ema=ema), **settings) == [0, 0]
+    assert run(train(whole, ema=ema), engine, tmp_path) == [0, 0]
     first, second = ends(whole)
-    assert differences(first, second) == {}
-    assert -signal.SIGKILL in world.run(train(cut, killed, ema=ema), **settings)
-    assert world.run(train(cut, ema=ema, resume=True), **settings) == [0, 0]
+    assert apart(first, second) == 0
+    resumed = []
+    for kill in kills:
+        child = train(cut, killed_at(kill), ema=ema, resume=bool(resumed))
+        assert -signal.SIGKILL in run(child, engine, tmp_path)
+        resumed.append(checkpoint.load(checkpoint.latest(cut / "checkpoints")).state)
+    assert [(s["global_step"], s["order"]["index"]) for s in resumed] == [
+        {EPOCH: (3, 0), BORDER: (6, 0), WITHIN: (9, 2)}[kill] for kill in kills
+    ]
+    assert run(train(cut, ema=ema, resume=True), engine, tmp_path) == [0, 0]
     again, _ = ends(cut)
-    assert differences(first, again) == {}
+    assert apart(first, again) == 0
     assert toy.equal(files(cut), files(whole))
-    kept = files(whole)  # whole tensors of what was trained, and nothing frozen
-    assert {key for key in kept if key.startswith("weights/")} == {
-        f"weights/{key}" for key in ("body/0.weight", "body/0.bias", "head/weight", "head/bias")
-    }
+    kept = files(whole)
     assert all(
-        toy.equal({"": kept[f"weights/{group}/{key}"]}, {"": value})
-        for group in ("body", "head")
-        for key, value in first[group].items()
+        torch.equal(kept[f"weights/{g}/{k}"], first[f"{g}.{k}"]) for g, k in (("body", "0.bias"), ("head", "bias"))
     )
-    assert sum(file.stat().st_size for file in checkpoint.latest(whole / "checkpoints").glob("weights*")) < 1000
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+# ---- equal to one process
+
+
+def plain(groups, *, batch_size, steps=4, frozen=None):
+    """One stage whose steps each see all eight samples, so that their order does not matter."""
+
+    def loss(batch, progress):
+        x = batch["x"] if frozen is None else batch["x"] + frozen(batch["x"].repeat(1, 100)[:, :256])[:, :3]
+        return {"mse": (groups["head"](groups["body"](x)) - batch["y"]).square().mean()}
+
+    optim = Optim(lr=1e-2, clip=0.5, weight_decay=0.1)
+    both = {"body": 1.0, "head": 0.5}
+    return [Stage("a", both, loss, data(8), batch_size, Length(steps=steps), optim, accumulate=2)]
+
+
+@pytest.mark.parametrize("engine", engines("ddp", "fsdp2", "zero2", "zero2-offload", "zero3"))
 def test_two_processes_step_as_one_on_the_joined_batch(tmp_path, engine):
-    """Each step sees all samples, so that their order does not matter."""
-
-    def work(groups, batch_size):
-        def loss(batch, progress):
-            return {"mse": (groups["head"](groups["body"](batch["x"])) - batch["y"]).square().mean()}
-
-        x = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
-        data = InMemory({"x": x, "y": x.sum(1, keepdim=True)})
-        optim = Optim(lr=1e-2, clip=0.5, weight_decay=0.1)
-        return [Stage("a", {"body": 1.0, "head": 0.5}, loss, data, batch_size, Length(steps=4), optim, accumulate=2)]
-
     def child(rank):
-        warnings.simplefilter("ignore")
         groups = parts()
-        fit(work(groups, 2), groups, out=tmp_path / "two", quiet=True)
-        if rank == 0:
-            torch.save({name: group.state_dict() for name, group in groups.items()}, tmp_path / "two.pt")
+        fit(plain(groups, batch_size=2), groups, out=tmp_path / "two", quiet=True)
+        torch.save(state(groups), tmp_path / f"end-{rank}.pt")
 
-    assert world.run(child, environment=environment(engine, tmp_path)) == [0, 0]
-    one, two = parts(), torch.load(tmp_path / "two.pt", weights_only=True)
-    fit(work(one, 4), one, out=tmp_path / "one", quiet=True)
-    assert max((two[n][k] - v).abs().max() for n, part in one.items() for k, v in part.state_dict().items()) < 1e-6
-    log = (tmp_path / "two" / "log.jsonl").read_text().splitlines(), (tmp_path / "one" / "log.jsonl").read_text()
-    terms = [json.loads(line)["terms"]["mse"] for line in (log[0][-1], log[1].splitlines()[-1])]
+    assert run(child, engine, tmp_path) == [0, 0]
+    one = parts()
+    fit(plain(one, batch_size=4), one, out=tmp_path / "one", quiet=True)
+    first, second = ends(tmp_path)
+    assert apart(first, second) == 0
+    assert 0 < apart(first, state(parts())) != 0
+    assert apart(first, state(one)) < 1e-6
+    terms = [
+        json.loads((tmp_path / n / "log.jsonl").read_text().splitlines()[-1])["terms"]["mse"] for n in ("one", "two")
+    ]
     assert terms[0] == pytest.approx(terms[1], rel=1e-5)  # the log tells the mean over the processes
 
 
-def test_a_run_of_one_process_goes_on_under_zero_and_its_loss_too(tmp_path):
-    """Files do not depend on the engine; only the order of samples belongs to a number of processes."""
-    groups = parts()
+class Experts(nn.Module):
+    """Three maps of which a sample asks one; the last is never asked."""
 
-    def killed(progress):
+    def __init__(self):
+        super().__init__()
+        self.maps = nn.ModuleList(nn.Linear(3, 1) for _ in range(3))
+
+    def forward(self, x, which):
+        return sum((which == k)[:, None] * self.maps[k](x) for k in which.unique().tolist())
+
+
+@pytest.mark.parametrize("engine", engines("ddp", "fsdp2"))
+def test_an_expert_that_one_process_asks_moves_and_one_that_none_asks_stays(tmp_path, engine):
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+
+    def train(out, batch_size, alone):
+        torch.manual_seed(0)
+        groups = {"experts": Experts()}
+
+        def loss(batch, progress):
+            # the first half of an order, whatever it is, asks one expert and the second half the other
+            which = torch.arange(2).repeat_interleave(2) if alone else torch.full((2,), int(os.environ["RANK"]))
+            return {"mse": (groups["experts"](batch["x"], which) - batch["y"]).square().mean()}
+
+        everything = InMemory({"x": x, "y": x.sum(1, keepdim=True)})
+        optim = Optim(lr=1e-2, weight_decay=0.5, clip=None)
+        fit([Stage("a", {"experts": 1.0}, loss, everything, batch_size, Length(steps=3), optim)], groups, out=out,
+            quiet=True)  # fmt: skip
+        return groups
+
+    def child(rank):
+        torch.save(state(train(tmp_path / "two", 2, False)), tmp_path / f"end-{rank}.pt")
+
+    assert run(child, engine, tmp_path) == [0, 0]
+    torch.manual_seed(0)
+    begun, (first, second) = state({"experts": Experts()}), ends(tmp_path)
+    assert apart(first, second) == 0
+    assert [not torch.equal(first[k], begun[k]) for k in begun] == [True] * 4 + [False] * 2
+    moments = {key for key in files(tmp_path / "two") if key.startswith("optimizer/")}
+    assert not any("maps.2" in key for key in moments)
+
+
+@pytest.mark.parametrize("engine", engines("ddp", "fsdp2", "zero2", "zero2-offload", "zero3"))
+def test_a_frozen_model_in_the_loss_is_neither_wrapped_nor_saved(tmp_path, engine):
+    def child(rank):
+        groups = parts()
+        frozen = groups.pop("frozen").requires_grad_(False)
+        before = vars(frozen).copy(), frozen.weight.clone()
+        fit(plain(groups, batch_size=2, frozen=frozen), groups, out=tmp_path / "out", watch={"f": frozen}, quiet=True)
+        assert type(frozen) is nn.Linear
+        assert vars(frozen).keys() == before[0].keys()
+        assert not any(vars(frozen)[name] for name in vars(frozen) if name.endswith("_hooks"))
+        assert type(frozen.weight) is nn.Parameter
+        assert not vars(frozen.weight)
+        assert torch.equal(frozen.weight, before[1])
+
+    assert run(child, engine, tmp_path) == [0, 0]
+    newest = checkpoint.latest(tmp_path / "out" / "checkpoints")
+    sizes = {}
+    for name in ("weights", "optimizer"):
+        with safe_open(newest / f"{name}.safetensors", framework="pt") as file:
+            sizes[name] = {key: file.get_tensor(key).nbytes for key in file.keys()}  # noqa: SIM118
+    adapter = {"body/0.weight": 84, "body/0.bias": 28, "head/weight": 28, "head/bias": 4}
+    assert sizes["weights"] == adapter  # bytes of float32; the frozen weight has 262,144
+    assert sizes["optimizer"] == {
+        f"{key}#{moment}": 4 if moment == "step" else size
+        for key, size in adapter.items()
+        for moment in ("step", "exp_avg", "exp_avg_sq")
+    }
+    assert sum(file.stat().st_size for file in newest.iterdir()) < 6_000
+
+
+# ---- from one engine to another
+
+
+@pytest.mark.parametrize(
+    ("begun", "ended"),
+    [
+        *(pytest.param("one", *p.values, marks=p.marks) for p in engines("fsdp2", "zero2", "zero3")),
+        pytest.param("fsdp2", "one"),
+    ],
+)
+def test_a_run_goes_on_under_another_engine(tmp_path, begun, ended):
+    """Files do not depend on the engine; only the order of samples belongs to a number of processes."""
+
+    def stopping(progress):
         if progress.global_step == 5:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        fit(stages(groups, killed), groups, out=tmp_path, seed=3, save_every=2, quiet=True)
-
-    def child(rank):
-        warnings.simplefilter("ignore")
-        again = parts()
-        fit(stages(again), again, out=tmp_path, seed=3, resume=True, quiet=True)
-
-    assert world.run(child, processes=1, environment=environment("zero2", tmp_path)) == [0]
-    whole = parts()
-    fit(stages(whole), whole, out=tmp_path / "whole", seed=3, quiet=True)
-    under, plain = files(tmp_path), files(tmp_path / "whole")
-    assert under.keys() == plain.keys()
-    assert max((under[key] - value).abs().max() for key, value in plain.items()) < 1e-6
-
-
-def test_an_average_under_zero_3_is_refused(tmp_path):
-    def child(rank):
-        warnings.simplefilter("ignore")
+    def child(rank, before, resume):
         groups = parts()
-        with pytest.raises(ValueError, match=r"an average .ema. needs whole weights"):
+        stages_ = stages(groups, before, ema=False)
+        fit(stages_, groups, out=tmp_path / "cut", seed=3, save_every=3, resume=resume, quiet=True)
+
+    def first(rank):
+        with pytest.raises(KeyboardInterrupt):
+            child(rank, stopping, False)
+
+    def second(rank):
+        child(rank, lambda progress: None, True)
+
+    for work, engine in ((first, begun), (second, ended)):
+        if engine == "one":
+            work(0)
+        else:
+            assert run(work, engine, tmp_path, processes=1) == [0]
+    whole = parts()
+    fit(stages(whole, ema=False), whole, out=tmp_path / "whole", seed=3, quiet=True)
+    assert apart(files(tmp_path / "cut"), files(tmp_path / "whole")) < 1e-6
+
+
+# ---- bfloat16
+
+
+@pytest.mark.parametrize("engine", engines("one", "ddp", "fsdp2", "zero2", "zero3"))
+def test_bf16_computes_in_bfloat16_and_steps_and_saves_in_float32(tmp_path, engine):
+    processes = 1 if engine == "one" else 2
+    more = {"ACCELERATE_MIXED_PRECISION": "bf16"}
+
+    def work(out, steps, resume=False):
+        def child(rank):
+            groups, seen = parts(), []
+            groups["head"].register_forward_hook(lambda module, given, made: seen.append(made.dtype))
+            fit(plain(groups, batch_size=8 // processes // 2, steps=steps), groups, out=out, resume=resume, quiet=True)
+            assert set(seen) == {torch.bfloat16}
+            assert {p.dtype for g in groups.values() for p in g.parameters()} == {torch.float32}
+
+        return child
+
+    for out, steps, resume in (("whole", 6, False), ("cut", 3, False), ("cut", 6, True)):
+        assert (
+            run(work(tmp_path / out, steps, resume), engine, tmp_path, processes=processes, more=more)
+            == [0] * processes
+        )
+    assert toy.equal(files(tmp_path / "cut"), files(tmp_path / "whole"))
+    kept = files(tmp_path / "whole")
+    assert {value.dtype for value in kept.values()} == {torch.float32}
+    weight = kept["weights/body/0.weight"]
+    assert not torch.equal(weight, weight.bfloat16().float())
+    exact = parts()
+    fit(plain(exact, batch_size=4, steps=6), exact, out=tmp_path / "exact", quiet=True)
+    near = {key: value for key, value in files(tmp_path / "exact").items() if key.startswith("weights/")}
+    assert 0 < max(float((kept[key] - value).abs().max()) for key, value in near.items()) < 2e-2
+
+
+# ---- what an engine is asked besides
+
+START = Progress("a", 0, 0, None, 0.0, torch.Generator())
+
+
+@pytest.mark.parametrize("engine", engines("ddp", "fsdp2", "zero2", "zero2-offload"))
+def test_the_gradient_of_one_term_on_one_group_is_that_of_one_process_and_changes_nothing(tmp_path, engine):
+    x = data(8).columns["x"]
+
+    def losses(groups):
+        def loss(batch, progress):
+            made = groups["head"](groups["body"](batch["x"]))
+            return {"mse": (made - batch["y"]).square().mean(), "size": 3 * made.abs().mean()}
+
+        return loss
+
+    def ask(engine, x, looking):
+        groups = parts()
+        groups = {name: groups[name] for name in ("body", "head")}
+        engine.begin(groups, Optim(lr=1e-2), {}, loss=losses(groups), batch_size=len(x) // 2, accumulate=2)
+        engine.forget()
+        found = []
+        for micro, part in enumerate(x.split(len(x) // 2)):
+            terms = engine.forward({"x": part, "y": part.sum(1, keepdim=True)}, START, last=micro == 1)
+            if looking:
+                found.append(engine.gradient(terms["size"] / 2, "head"))
+            engine.backward(sum(terms.values()) / 2, last=micro == 1)
+        norm = engine.norm_of(torch._foreach_add(*found)) if looking else 0.0
+        return norm, engine.step({"body": 1.0, "head": 1.0}, None), engine.weights()
+
+    def child(rank):
+        engine = launched()
+        norm, total, after = ask(engine, x[rank::2], True)
+        engine.end()
+        _, same, again = ask(engine, x[rank::2], False)
+        assert total == same
+        assert toy.equal(after, again)
+        (tmp_path / f"{rank}.json").write_text(json.dumps([norm, total]))
+
+    assert run(child, engine, tmp_path) == [0, 0]
+    told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert told[0] == told[1]
+    joined = torch.cat([x[0::2][:2], x[1::2][:2], x[0::2][2:], x[1::2][2:]])  # both processes' first batches, then ...
+    norm, total, _ = ask(Engine(), joined, True)
+    assert told[0] == pytest.approx([norm, total], rel=1e-5)
+    assert 0 < norm < total
+
+
+@pytest.mark.parametrize("engine", engines("fsdp2", "zero3"))
+def test_weights_are_whole_while_they_are_looked_at(tmp_path, engine):
+    def child(rank):
+        engine, groups = launched(), parts()
+        del groups["frozen"]
+        x = data(4).columns["x"]
+        expected = groups["head"](groups["body"](x)).detach()
+        engine.begin(groups, Optim(), {}, loss=lambda b, p: {}, batch_size=2, accumulate=1)
+        assert (
+            sum(p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in groups["body"].parameters()) < 28
+        )
+        with engine.whole(), torch.no_grad():
+            assert torch.equal(groups["head"](groups["body"](x)), expected)
+
+    assert run(child, engine, tmp_path) == [0, 0]
+
+
+def test_every_process_hears_what_the_others_say(tmp_path):
+    def child(rank):
+        said = launched().exchange({"rank": rank, "text": "ä" * (5 + 30 * rank)})
+        assert said == [{"rank": 0, "text": "ä" * 5}, {"rank": 1, "text": "ä" * 35}]
+
+    assert run(child, "ddp", tmp_path) == [0, 0]
+
+
+# ---- FSDP2's own settings
+
+
+class Block(nn.Linear):
+    pass
+
+
+def test_named_classes_become_units_of_their_own_and_the_result_is_the_same(tmp_path):
+    def blocks():
+        torch.manual_seed(0)
+        return {"body": nn.Sequential(Block(3, 8), nn.Tanh(), Block(8, 8)), "head": nn.Linear(8, 1)}
+
+    def child(rank):
+        groups = blocks()
+        fit(plain(groups, batch_size=2), groups, out=tmp_path / "two", quiet=True)
+        assert {type(m) for m in groups["body"]} == {Block, nn.Tanh}
+        assert not [name for m in groups["body"] for name in vars(m) if name.endswith("_hooks") and vars(m)[name]]
+        torch.save(state(groups), tmp_path / f"end-{rank}.pt")
+
+    more = {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_TRANSFORMER_CLS_TO_WRAP": "Block"}
+    assert run(child, "fsdp2", tmp_path, more=more) == [0, 0]
+    one = blocks()
+    fit(plain(one, batch_size=4), one, out=tmp_path / "one", quiet=True)
+    assert apart(ends(tmp_path)[0], state(one)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        ({"FSDP_TRANSFORMER_CLS_TO_WRAP": "Blok", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}, "got Blok"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params"),
+        ({"FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP", "FSDP_MIN_NUM_PARAMS": "100"}, "SIZE_BASED_WRAP"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "fsdp_activation_checkpointing"),
+        ({"FSDP_VERSION": "1"}, "fsdp_version: 2"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "got fp16"),
+    ],
+)
+def test_what_a_config_asks_in_vain_is_refused_with_a_sentence(tmp_path, more, match):
+    def child(rank):
+        groups = parts()
+        with pytest.raises(ValueError, match=match):
+            fit(plain(groups, batch_size=2), groups, out=tmp_path / "out", quiet=True)
+
+    assert run(child, "fsdp2", tmp_path, processes=1, more=more) == [0]
+
+
+@pytest.mark.parametrize("engine", engines("fsdp2", "zero3"))
+def test_single_parameters_of_a_module_are_refused_where_they_would_be_taken_apart(tmp_path, engine):
+    def child(rank):
+        net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+        groups = named_groups(net, {"biases": ["*.bias"]})
+        stage = Stage("a", {"biases": 1.0}, lambda b, p: {"l": net(b["x"]).sum()}, data(4), 2, Length(steps=1))
+        with pytest.raises(ValueError, match=r"single parameters in 'biases' \(0\.bias\)"):
+            fit([stage], groups, out=tmp_path / "out", quiet=True)
+
+    assert run(child, engine, tmp_path, processes=1) == [0]
+
+
+@pytest.mark.parametrize("engine", engines("zero3", "zero2"))
+def test_an_average_is_refused_where_no_process_has_whole_float32_weights(tmp_path, engine):
+    def child(rank):
+        groups = parts()
+        with pytest.raises(ValueError, match=r"an average .ema. needs whole float32 weights"):
             fit(stages(groups), groups, out=tmp_path / "out", quiet=True)
 
-    assert world.run(child, processes=1, environment=environment("zero3", tmp_path)) == [0]
-
-
-def test_a_launch_that_asks_for_fsdp_is_answered_with_what_there_is(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match="choose ZeRO-2 or ZeRO-3"):
-        launched()
+    more = {"ACCELERATE_MIXED_PRECISION": "bf16"} if engine == "zero2" else {}
+    assert run(child, engine, tmp_path, processes=1, more=more) == [0]

@@ -108,22 +108,28 @@ class Average:
 
     def __init__(self, ema: EMA, groups: Mapping[str, nn.Module], saved: Mapping[str, Tensor] | None = None) -> None:
         self.ema = ema
-        self._current = tensors(groups)
-        self._real = [key for key, value in self._current.items() if value.is_floating_point()]
+        self.follow(groups)
         begin = self._current if saved is None else saved
         self.named = {key: begin[key].detach().to(v.device, copy=True) for key, v in self._current.items()}
 
     def follow(self, groups: Mapping[str, nn.Module]) -> None:
         """Average these tensors from now on: an engine may have moved the weights to memory of its own."""
         self._current = tensors(groups)
+        kinds: dict[type, list[str]] = {}
+        for key, value in self._current.items():
+            if value.is_floating_point():
+                kinds.setdefault(type(value), []).append(key)
+        self._alike = list(kinds.values())  # one call cannot take whole tensors and FSDP2's parts
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after optimizer step `step` of the stage."""
-        averages, currents = ([named[key] for key in self._real] for named in (self.named, self._current))
-        torch._foreach_lerp_(averages, currents, 1 - self.ema.at(step))
-        for key in self._current.keys() - set(self._real):
-            self.named[key].copy_(self._current[key])
+        for keys in self._alike:
+            averages, currents = ([named[key] for key in keys] for named in (self.named, self._current))
+            torch._foreach_lerp_(averages, currents, 1 - self.ema.at(step))
+        for key, value in self._current.items():
+            if not value.is_floating_point():
+                self.named[key].copy_(value)
 
     @torch.no_grad()
     def write(self) -> None:

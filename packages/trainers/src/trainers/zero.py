@@ -14,6 +14,7 @@ References: ZeRO: Memory Optimizations Toward Training Trillion Parameter Models
 import gc
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from . import weights
-from .engine import Loss, Replicated, Steps
+from .engine import Loss, Replicated, Steps, whole_modules
 from .stage import Optim, Progress
 
 __all__ = ["Zero"]
@@ -47,6 +48,9 @@ class Zero(Replicated):
         self.sharing = dict(self.config.get("zero_optimization", {}))
         self.stage = int(self.sharing.get("stage", 0))
         self.name = f"DeepSpeed ZeRO-{self.stage}"
+        if dict(self.config.get("fp16", {})).get("enabled") is True:
+            raise ValueError("expected fp16 off in the config of DeepSpeed, got on: choose bf16, or neither")
+        self.bf16 = dict(self.config.get("bf16", {})).get("enabled") is True  # mixed_precision: bf16 is written there
 
     def begin(
         self,
@@ -62,6 +66,8 @@ class Zero(Replicated):
         if optim.muon is not None:
             raise ValueError("expected AdamW alone under DeepSpeed, which shares out flat weights, got optim.muon")
         self.trained = dict(trained)
+        if self.stage == 3:
+            whole_modules(trained, self.name)
         params = [{"name": name, "params": list(group.parameters())} for name, group in trained.items()]
         settings: Any = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps, "weight_decay": optim.weight_decay}
         config = self.config | {
@@ -78,10 +84,17 @@ class Zero(Replicated):
             optimizer = torch.optim.AdamW(params, **settings)
         for entry in optimizer.param_groups:
             entry["base_lr"] = optim.lr
+        whole = {key: p.detach().clone() for key, p in weights.parameters(trained).items()} if self.bf16 else {}
+        buffers = [(module, dict(module._buffers)) for group in trained.values() for module in group.modules()]
         made: Any = self.deepspeed.initialize(
-            model=Steps(trained, loss), optimizer=optimizer, config=config, dist_init_required=False
+            model=Steps(trained, loss, bf16=self.bf16), optimizer=optimizer, config=config, dist_init_required=False
         )
         self.engine, self.inner = made[0], made[1]
+        for module, found in buffers:  # bf16 has rounded them
+            module._buffers.update(found)
+        for key, p in weights.parameters(trained).items():
+            if key in whole:  # the float32 copy that steps was made of rounded weights
+                self._set(p, whole[key])
         self._continue(moments)
 
     def forget(self) -> None:
@@ -111,9 +124,13 @@ class Zero(Replicated):
 
     def weights(self) -> dict[str, Tensor]:
         """Return the whole tensors of the groups by `group/name`. Every process asks at once."""
-        if self.stage < 3:
-            return weights.tensors(self.trained)
-        with self.deepspeed.zero.GatheredParameters(self._parameters()):
+        if self.bf16:  # what is stepped is a float32 copy
+            masters: dict[str, Any] = {
+                key: self.deepspeed.utils.safe_get_full_fp32_param(p)
+                for key, p in weights.parameters(self.trained).items()
+            }
+            return weights.tensors(self.trained) | {key: value.clone() for key, value in masters.items()}
+        with self.whole():
             return {name: value.detach().clone() for name, value in weights.tensors(self.trained).items()}
 
     def moments(self) -> dict[str, Tensor]:
@@ -131,10 +148,15 @@ class Zero(Replicated):
                     found[f"{name}/{key}#{moment}"] = value
         return found
 
+    def whole(self) -> AbstractContextManager[Any]:
+        """Have the groups' weights whole in every process while the block runs."""
+        return self.deepspeed.zero.GatheredParameters(self._parameters()) if self.stage == 3 else nullcontext()
+
     def check_average(self) -> None:
-        """Raise ValueError under ZeRO-3."""
-        if self.stage == 3:
-            raise ValueError("an average (ema) needs whole weights, which ZeRO-3 takes apart: use ZeRO-2, or no ema")
+        """Raise ValueError under ZeRO-3 and bf16."""
+        if self.stage == 3 or self.bf16:
+            why = "which ZeRO-3 takes apart" if self.stage == 3 else "whose only copy DeepSpeed's bf16 shares out"
+            raise ValueError(f"an average (ema) needs whole float32 weights, {why}: use FSDP2 or DDP, or no ema")
 
     def end(self) -> None:
         """Give the groups back whole, without DeepSpeed's hooks."""
@@ -169,14 +191,18 @@ class Zero(Replicated):
         self._link()
         for key, p in known.items():
             for moment in MOMENTS:
-                value = moments[f"{key}#{moment}"].to(p.device)
-                if self.stage < 3:
-                    self.deepspeed.utils.safe_set_full_optimizer_state(p, value, moment)
-                else:
-                    share: Any = p.ds_tensor.numel()  # pyright: ignore[reportAttributeAccessIssue]
-                    padded = functional.pad(value.flatten(), (0, share * self.world_size - value.numel()))
-                    own = padded.narrow(0, share * self.rank, share)
-                    self.deepspeed.utils.safe_set_local_optimizer_state(p, own, moment)
+                self._set(p, moments[f"{key}#{moment}"].to(p.device), moment)
+
+    def _set(self, p: nn.Parameter, value: Tensor, *moment: str) -> None:
+        """Take a whole tensor apart over the processes: the weight that is stepped, or one of its moments."""
+        what = "optimizer_state" if moment else "fp32_param"
+        if self.stage < 3:
+            getattr(self.deepspeed.utils, f"safe_set_full_{what}")(p, value, *moment)
+            return
+        share: Any = p.ds_tensor.numel()  # pyright: ignore[reportAttributeAccessIssue]
+        padded = functional.pad(value.flatten(), (0, share * self.world_size - value.numel()))
+        own = padded.narrow(0, share * self.rank, share)
+        getattr(self.deepspeed.utils, f"safe_set_local_{what}")(p, own, *moment)
 
     def _link(self) -> None:
         """Let DeepSpeed find every group's moments: by itself it looks once, after the first group's first step."""
