@@ -25,10 +25,10 @@ class GPU:
     name: str
     torch: tuple[str, ...]
     memory_mib: int
-    bfloat16: float
-    tf32: float
-    float32: float
-    bandwidth: float
+    bfloat16: float | int
+    tf32: float | int
+    float32: float | int
+    bandwidth: float | int
     source: str
 
     @property

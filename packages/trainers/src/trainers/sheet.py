@@ -21,9 +21,7 @@ def show(plan: Plan, console: Console) -> None:
     console.print(_memory(plan))
     if held.host:
         console.print(f"and {_gib(held.host)} GiB of the host's memory for each process")
-    console.print(
-        f"\nwhat a GPU makes of it: seconds of a micro-batch of {job.batch}, hours of all {job.steps:,} steps"
-    )
+    console.print(f"\nwhat a GPU makes of it: seconds of a micro-batch of {job.batch}, hours of {job.steps:,} steps")
     console.print(_gpus(plan))
     console.print(f"seconds: {_basis(plan)}; traffic between GPUs, reading, a CPU's optimizer are not in them")
     console.print(
