@@ -1,5 +1,7 @@
 """Buckets crop least; their order loses and doubles nothing, and is the same for every process and after a resume."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -26,13 +28,14 @@ def test_the_nearest_bucket_keeps_most_of_the_picture_and_of_the_time(seed):
     rng, buckets = np.random.default_rng(seed), table()
     for _ in range(100):
         width, height = (int(v) for v in rng.integers(100, 2000, 2))
-        header = Header(width, height, int(rng.integers(40, 300)), float(rng.choice([16, 24, 25, 29.97, 30, 50, 60])))
-        try:
-            chosen = buckets.specs[buckets.nearest(header)]
-        except ValueError as error:
-            assert "at least 17 frames" in str(error)
-            assert header.duration_s < 1.2
+        header = Header(width, height, int(rng.integers(20, 300)), float(rng.choice([16, 24, 25, 29.97, 30, 50, 60])))
+        if 0.9 < header.duration_s < 1.2:  # 60 fps in steps of four make 15: a clip may be 8 % longer than its nominal
             continue
+        if header.duration_s < 1:
+            with pytest.raises(ValueError, match="at least 17 frames"):
+                buckets.nearest(header)
+            continue
+        chosen = buckets.specs[buckets.nearest(header)]
         assert left(header, chosen) >= max(left(header, spec) for spec in buckets.specs) - 1e-5
         assert (chosen.frames - 1) / 16 <= 1.08 * header.duration_s
         assert chosen.frames == 81 or header.duration_s < (49 if chosen.frames == 17 else 81) / 16 * 1.1
@@ -71,7 +74,7 @@ def test_sizes_are_divisible_of_about_one_area_and_cover_the_aspects(multiple, p
     assert aspects[0] >= 0.5
     assert aspects[-1] <= 2.0
     assert {(width, height) for height, width in sizes} & set(sizes)  # tall ones as well as wide ones
-    assert max(b / a for a, b in zip(aspects, aspects[1:], strict=False)) < 1.6  # no aspect is far from one of them
+    assert max(b / a for a, b in pairwise(aspects)) < 1.6  # no aspect is far from one of them
     Buckets(sizes=sizes, frames=(17,), fps=16, multiple=multiple)
 
 
@@ -100,9 +103,7 @@ def test_every_step_holds_one_bucket_and_every_process_other_samples_of_it(seed,
         deals = [order.deal(batch) for order in ranks]
         indices = torch.cat([deal.indices for deal in deals])
         assert len(bucket[indices].unique()) == 1
-        assert torch.equal(
-            indices, joined.take(batch * world)
-        )  # the step depends on its samples, not on who takes them
+        assert torch.equal(indices, joined.take(batch * world))  # a step is the same whoever takes it
         assert len({str(order.state()) for order in ranks}) == 1
 
 
@@ -154,7 +155,7 @@ def test_the_buckets_of_an_epoch_are_mixed():
     sequence = [int(bucket[order.take(2)[0]]) for _ in range(50)]
     assert sum(sequence) == 25
     assert sequence != sorted(sequence)
-    assert sum(a != b for a, b in zip(sequence, sequence[1:], strict=False)) > 15
+    assert sum(a != b for a, b in pairwise(sequence)) > 15
 
 
 def test_a_bucket_smaller_than_a_step_is_said_and_still_shown_as_often_as_the_others():

@@ -124,7 +124,9 @@ def test_floored_loaders_accelerate_as_known_and_true_times_do_not(fps, wanted, 
     assert np.abs(acceleration(times[ours], times[ours])).max() < 1e-9
 
 
-@pytest.mark.parametrize(("file_frames", "least", "most", "nominal", "false"), [(120, 67, 100, 82.6, 4.8), (60, 33, 67, 41.0, 13.3)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("file_frames", "least", "most", "nominal", "false"), [(120, 67, 100, 82.6, 4.8), (60, 33, 67, 41.0, 13.3)]
+)
 def test_a_clip_spread_over_its_file_accelerates_and_ours_is_cut_in_time(file_frames, least, most, nominal, false):
     times = np.arange(file_frames) / 30
     spread = np.floor(np.linspace(0, file_frames - 1, 49) + 1e-9).astype(int)
@@ -142,7 +144,10 @@ def test_a_clip_spread_over_its_file_accelerates_and_ours_is_cut_in_time(file_fr
         assert set(np.diff(video.pick(times, spec, 23))) == {2}
 
 
-@pytest.mark.parametrize(("fps", "wanted", "ms"), [(30, 16, 66.7), (30, 8, 133.3), (29.97, 24, None), (23.976, 24, 41.7), (60, 16, 66.7), (50, 24, 40.0)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fps", "wanted", "ms"),
+    [(30, 16, 66.7), (30, 8, 133.3), (29.97, 24, None), (23.976, 24, 41.7), (60, 16, 66.7), (50, 24, 40.0)],
+)
 def test_a_rate_near_a_whole_ratio_is_taken_evenly(fps, wanted, ms):
     times = np.arange(400) / fps
     gaps = 1000 * np.diff(times[video.pick(times, ClipSpec(41, wanted, 8, 8), 0)])
