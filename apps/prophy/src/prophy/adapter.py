@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from backbones import Backbone, BlockStack, Call, Text, Tokens, attach, blocks_of
+from physexperts import collect
 from prophy import losses
 from prophy.config import Recipe
 from prophy.labels import names
@@ -75,6 +76,7 @@ class ProphyAdapter(nn.Module):
             labels=labels,
             hidden=recipe.semantic.hidden,
             std=0.0 if lora else recipe.semantic.std,  # LoRA: the maps shift the backbone's own latent
+            token_dropout=recipe.semantic.token_dropout,
             partners=(recipe.accumulate - 1) * recipe.batch * int(os.environ.get("WORLD_SIZE", "1")),
             micro_batches=recipe.accumulate,
         )
@@ -114,9 +116,21 @@ class ProphyAdapter(nn.Module):
         return adapter.to(next(backbone.transformer.parameters()).device).eval()
 
     def groups(self) -> dict[str, nn.Module]:
-        """The parts that are there, as stages and bundles name them."""
-        parts = {"semantic": self.semantic, "physical": self.physical, "lora": self.lora, "refine": self.refine}
-        return {name: part for name, part in parts.items() if part is not None}
+        """The parts that are there, as stages and bundles name them: what routes apart from what is routed to."""
+        parts: dict[str, nn.Module] = {}
+        if self.semantic is not None:
+            s = self.semantic
+            parts["semantic"] = nn.ModuleDict({"router": s.router, "head": s.head, "partners": s.partners})
+            parts["maps"] = s.maps
+        parts |= {name: part for name, part in (("physical", self.physical), ("lora", self.lora)) if part is not None}
+        if self.refine is not None:
+            parts["refine"] = nn.ModuleDict({"router": self.refine.router, "head": self.refine.head})
+            parts["experts"] = self.refine.experts
+        return parts
+
+    def rates(self) -> dict[str, float]:
+        """What multiplies the learning rate of each group."""
+        return {name: self.recipe.refine.rate if name == "refine" else 1.0 for name in self.groups()}
 
     def prepare(self, prompts: list[str], text: Text) -> None:
         """Nothing to do: the text of each forward is all that routing reads."""
@@ -126,8 +140,10 @@ class ProphyAdapter(nn.Module):
         self.seen = Seen(call.sigma, call.branch_rows)
         shift = None
         if self.semantic is not None:
-            self.seen.semantics = self.semantic(call.text, inverted=self.inverted)
-            shift = embedded(stack, self.semantic.shift(self.seen.semantics, tuple(call.x_s.shape[2:])))
+            semantics: Semantics = self.semantic(call.text, inverted=self.inverted)
+            self.seen.semantics = semantics
+            t, y, x = call.x_s.shape[2:]
+            shift = embedded(stack, self.semantic.shift(semantics, (t, y, x)))
         if self.physical is None:
             self.shift = shift
             return State(None)
@@ -155,6 +171,17 @@ class ProphyAdapter(nn.Module):
 
     def tell(self, batch: Mapping[str, Any], generator: torch.Generator) -> None:
         """Nothing to do: the text of each forward is all that the routers read, in training too."""
+
+    def first(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """L_coarse of captions alone, for the stage before the branch moves."""
+        assert self.semantic is not None
+        text = Text(batch["text"], batch["mask"])
+        semantics: Semantics = self.semantic(text)
+        group = torch.distributed.group.WORLD if torch.distributed.is_initialized() else None
+        whole = collect([semantics.output], [batch["labels"]], group=group)[0]
+        weights = self.recipe.losses
+        found = {"coarse": weights.coarse * losses.coarse(semantics, batch["labels"], whole, weights)}
+        return found | health(Seen(torch.zeros(0), {}, semantics))
 
     def terms(self, batch: Mapping[str, Any], labels: Float[Tensor, "b L"]) -> dict[str, Tensor]:
         """What the last forward adds to the diffusion loss, weighed, and what the log shows of its routers."""

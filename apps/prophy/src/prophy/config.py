@@ -33,9 +33,17 @@ class Semantic(Config):
     """SEB: video-level experts that shift the latent which enters the branch."""
 
     on: bool = True  # off: rows without SEB
-    experts: PositiveInt = 8  # E_s: our choice (17 in the large recipes)
+    experts: PositiveInt = 12  # E_s: our choice (17 in the large recipes)
     hidden: PositiveInt | None = None  # of the router's MLP; none: the text's own width; our choice
     std: NonNegativeFloat = 0.02  # of the basis maps at the start: our choice (with LoRA they start at zero)
+    # share of the text tokens that the router is not shown while training, so that it reads more than one word of a
+    # caption: our choice (0 in the large recipes)
+    token_dropout: float = Field(default=0.5, ge=0, lt=1)
+    # first the router alone learns L_coarse, on captions, in large batches, which costs little: our choice (the
+    # paper trains all at once: 0 steps)
+    first_steps: NonNegativeInt = 1000
+    first_batch: PositiveInt = 128
+    first_lr: PositiveFloat = 5e-3
 
 
 class Refine(Config):
@@ -46,6 +54,7 @@ class Refine(Config):
     k: PositiveInt = 2  # our choice
     hidden: PositiveInt = 32  # of the MLP from expert weights to attention categories: our choice
     jitter: float = Field(default=0.0, ge=0, lt=1)  # noise of the gate while training: our choice
+    rate: PositiveFloat = 10.0  # factor of the learning rate of gate and head: our choice (1 in the large recipes)
 
     @model_validator(mode="after")
     def _k_of_experts(self) -> "Refine":
@@ -105,7 +114,7 @@ class Data(Config):
 
     source: str = "world"  # simulated clips, made on the fly; else a folder of videos, or a JSON or JSONL of records
     root: str | None = None  # folder that the paths of a JSON are relative to; none: the JSON's own folder
-    clips: PositiveInt = 1600  # of the world, spread evenly over the mechanisms; a folder gives what it has
+    clips: PositiveInt = 800  # of the world, spread evenly over the mechanisms; a folder gives what it has
     split: Literal["train", "val", "test", "ood"] = "train"  # of the world
     frames: PositiveInt = 17  # as the backbone's VAE wants them: 4n+1, 8n+1
     height: PositiveInt = 32
@@ -136,10 +145,11 @@ class Recipe(Config):
     # plain: physical blocks alone, of equal size, under the diffusion loss alone; wisa: the baseline
     adapter: Literal["prophy", "plain", "wisa"] = "prophy"
     seed: int = 0
-    steps: NonNegativeInt = 1000
+    steps: NonNegativeInt = 400
     batch: PositiveInt = 16
     accumulate: PositiveInt = 1
-    save_every: PositiveInt = 250
+    save_every: PositiveInt = 200
+    store: Literal["float16", "float32"] = "float16"  # of the weights in a bundle: our choice
     checkpointing: bool = False  # recompute blocks in the backward pass instead of keeping their activations
     optim: Optim = Optim(lr=5e-4, schedule="hold_cosine", warmup_steps=20)  # not given by the paper: our choice
     branch: Branch = Branch()

@@ -32,7 +32,7 @@ from trainers.cache import Cache
 from trainers.data import Skipped
 from vlmdistill import PLACELESS, Contrast, pack, token_targets, unpack
 
-__all__ = ["Clips", "Prepared", "Row", "placed", "prepare", "teacher_of", "token_grid"]
+__all__ = ["Clips", "Prepared", "Row", "maps_present", "prepare", "teacher_of", "token_grid"]
 
 FORMAT = "prophy-1"
 """Part of every key: raise it when what is stored changes its meaning."""
@@ -152,13 +152,19 @@ def prepare(recipe: Recipe, backbone: Backbone, root: Path, *, quiet: bool = Fal
     return Prepared(data, len(rows), store.computed, teacher, tuple(skipped), counts, tuple(source.notes))
 
 
-def teacher_of(recipe: Recipe) -> tuple[str, Callable[[str], str] | None]:
+def maps_present(cache: Cache, key: str, present: Sequence[str]) -> bool:
+    """Whether the cache holds a clip's maps for all of its categories that have a place."""
+    return cache.has(key) and set(cache.names(key)) >= {f"vlm.{name}" for name in present if name not in PLACELESS}
+
+
+def teacher_of(recipe: Recipe, *, always: bool = False) -> tuple[str, Callable[[str], str] | None]:
     """Who makes the token targets, in words, and the key of a clip's maps in the cache (None: nobody is needed).
 
-    ValueError where a recipe aligns tokens and nobody can say where a phenomenon is.
+    `always`: also for a recipe that does not align. ValueError where a recipe aligns tokens and nobody can say where a
+    phenomenon is.
     """
     t = recipe.targets
-    if not recipe.aligned:
+    if not recipe.aligned and not always:
         return "none", None
     source = t.source if t.source != "auto" else "vlm" if t.vlm else "fields"
     if source == "vlm":
@@ -304,8 +310,3 @@ def _rows(
         )
         for clip, labels in zip(kept, vectors, strict=True)
     ]
-
-
-def placed(categories: Sequence[str]) -> list[str]:
-    """The categories that have a place in a video, and so a question."""
-    return [name for name in categories if name not in PLACELESS]

@@ -2,8 +2,8 @@
 micro-batches.
 
 Ranks are gathered. The micro-batches of a step come one after the other, so the rows of the earlier ones are kept in a
-queue, without gradient: each micro-batch is compared with the latest micro-batches, at most one step old. The queue is a
-buffer of the semantic block and is saved with it, so that a resumed run has the same partners.
+queue, without gradient: each micro-batch is compared with the latest micro-batches, at most one step old. The queue is
+a buffer of the semantic block and is saved with it, so that a resumed run has the same partners.
 """
 
 import torch
@@ -19,8 +19,8 @@ class Partners(nn.Module):
     """The rows of the semantic head and their labels from a step's earlier micro-batches.
 
     >>> partners = Partners(rows=2, width=3, labels=2, micro_batches=3)
-    >>> len(partners(torch.ones(1, 3), torch.ones(1, 2)).outputs), len(partners(torch.ones(1, 3), torch.ones(1, 2)).outputs)
-    (1, 2)
+    >>> [len(partners(torch.ones(1, 3), torch.ones(1, 2)).outputs) for _ in range(4)]
+    [1, 2, 3, 3]
     """
 
     outputs: Float[Tensor, "rows d"]

@@ -4,14 +4,15 @@ Each token's linear gate weighs E_r linear experts; the k best answer with their
 x~' = x~ + sum_(i in top-k) rho_i W_i x~. An MLP takes the weights of all experts to the attention categories, where
 L_fine-align compares them with where a phenomenon is. The experts start at zero: a fresh block changes nothing.
 
-References: ProPhy (Wang et al., 2025), refinement expert block; the residual, the zero start and the MLP's width are
-our choice.
+References: ProPhy (Wang et al., 2025), refinement expert block; the residual, the zero start, the norm in
+front of the gate and the MLP's width are our choice.
 """
 
 from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from physexperts import LinearExperts, Routing, TokenTopKRouter
 
@@ -55,6 +56,7 @@ class RefinementExpertBlock(nn.Module):
         self, x: Float[Tensor, "b n d"], grid: tuple[int, int, int]
     ) -> tuple[Float[Tensor, "b n d"], Refinement]:
         """Refine tokens; `grid` says where they are."""
-        routing = self.router(x.float())
+        # Hidden states grow with depth: without a norm the gate's softmax is decided before it has learned anything.
+        routing = self.router(F.layer_norm(x.float(), x.shape[-1:]))
         added = self.experts(x.float(), routing.indices, routing.weights)
         return x + added.to(x.dtype), Refinement(routing, self.head(routing.probs), grid)

@@ -10,6 +10,7 @@ choice.
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -46,18 +47,27 @@ class SemanticExpertBlock(nn.Module):
         labels: int,
         hidden: int | None = None,
         std: float = 0.02,
+        token_dropout: float = 0.0,
         partners: int = 0,
         micro_batches: int = 1,
     ) -> None:
         super().__init__()
+        self.token_dropout = token_dropout
         self.router = SoftRouter(text_dim, experts, hidden=hidden)
         self.maps = BasisMaps(experts, channels, grid, std=std)
         self.head = nn.Linear(experts, labels)
         self.partners = Partners(rows=partners, width=labels, labels=labels, micro_batches=micro_batches)
 
     def forward(self, text: Text, *, inverted: bool = False) -> Semantics:
-        """Route prompts; `inverted` negates the router's logits (the paper's expert inversion, Fig. 8)."""
-        routing = self.router(masked_mean(text.features.float(), text.mask), inverted=inverted)
+        """Route prompts; `inverted` negates the router's logits (the paper's expert inversion, Fig. 8).
+
+        While the router trains, a share of the tokens is left out of the mean (never all).
+        """
+        mask = text.mask
+        if self.router.training and self.token_dropout:
+            kept = mask & (torch.rand(mask.shape).to(mask.device) >= self.token_dropout)
+            mask = torch.where(kept.any(1, keepdim=True), kept, mask)
+        routing = self.router(masked_mean(text.features.float(), mask), inverted=inverted)
         return Semantics(routing, self.head(routing.weights))
 
     def shift(self, semantics: Semantics, grid: tuple[int, int, int]) -> Float[Tensor, "b c t h w"]:

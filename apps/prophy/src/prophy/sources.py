@@ -1,7 +1,7 @@
 """Clips before they are encoded: simulated ones, or files with captions and annotations.
 
-Sources: `world`, simulated clips made on the fly; a folder of videos with captions; a JSON or JSONL of records, plain or
-annotated as WISA-80K is. Only simulated clips know the truth about their fields.
+Sources: `world`, simulated clips made on the fly; a folder of videos with captions; a JSON or JSONL of records, plain
+or annotated as WISA-80K is. Only simulated clips know the truth about their fields.
 """
 
 import hashlib

@@ -1,13 +1,15 @@
-"""ProPhy's training: one stage, in which the branch learns to denoise while its routers are taught.
+"""ProPhy's training: the branch learns to denoise while its routers are taught; before that, the semantic router may
+learn alone from captions.
 
 The backbone is frozen and outside; what moves are SEB, the physical blocks and REB (or LoRA in the rows that have no
-branch). The control, `adapter: plain`, is physical blocks alone of equal size for as many steps under the diffusion loss
-alone.
+branch). The control, `adapter: plain`, is physical blocks alone, of equal size, for as many steps, under the diffusion
+loss alone.
 
 References: ProPhy (Wang et al., 2025), training.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from prophy.adapter import ProphyAdapter, answering
 from prophy.config import Recipe
 from trainers import FitResult, InMemory, Length, MapStyle, Progress, Stage, checkpoint, dump_config, fit
 
-__all__ = ["Trainer", "fresh", "kind_of", "ready", "save_bundle", "stages", "train"]
+__all__ = ["Trainer", "adapter_of", "fresh", "kind_of", "ready", "save_bundle", "stages", "train"]
 
 Batch = Mapping[str, Any]
 
@@ -60,7 +62,7 @@ class Trainer:
 
 
 def levels(recipe: Recipe, backbone: Backbone, count: int, generator: torch.Generator) -> Float[Tensor, " b"]:
-    """Draw noise levels as the backbone was trained: uniform timesteps for v-prediction, else uniform with its shift."""
+    """Draw noise levels as the backbone was trained: uniform timesteps (v-prediction), or uniform with its shift."""
     u = torch.rand(count, generator=generator)
     scheduler = backbone.pipe.scheduler
     if backbone.spec.prediction == "v":
@@ -72,19 +74,30 @@ def levels(recipe: Recipe, backbone: Backbone, count: int, generator: torch.Gene
 
 
 def stages(recipe: Recipe, adapter: Any, backbone: Backbone, data: MapStyle) -> list[Stage]:
-    """The one stage of a recipe."""
-    return [
-        Stage(
-            kind_of(recipe),
-            dict.fromkeys(adapter.groups(), 1.0),
-            Trainer(recipe, adapter, backbone).loss,
-            data=data,
-            batch_size=recipe.batch,
-            accumulate=recipe.accumulate,
-            length=Length(steps=recipe.steps),
-            optim=recipe.optim,
-        )
-    ]
+    """The stages of a recipe: where there is a semantic router, first that alone on captions; then all."""
+    s, trainer = recipe.semantic, Trainer(recipe, adapter, backbone)
+    everything = Stage(
+        kind_of(recipe),
+        adapter.rates(),
+        trainer.loss,
+        data=data,
+        batch_size=recipe.batch,
+        accumulate=recipe.accumulate,
+        length=Length(steps=recipe.steps),
+        optim=recipe.optim,
+    )
+    if recipe.adapter != "prophy" or not s.on or not s.first_steps or not recipe.losses.coarse:
+        return [everything]
+    first = Stage(
+        "semantic",
+        {"semantic": 1.0},
+        lambda batch, _: adapter.first(batch),
+        data=data,
+        batch_size=s.first_batch,
+        length=Length(steps=s.first_steps),
+        optim=replace(recipe.optim, lr=s.first_lr),
+    )
+    return [first, everything]
 
 
 def kind_of(recipe: Recipe) -> str:
@@ -97,11 +110,16 @@ def kind_of(recipe: Recipe) -> str:
     return "+".join(["lora" if recipe.branch.kind == "lora" else "pb", *parts])
 
 
+def adapter_of(recipe: Recipe) -> type:
+    """The class that a recipe trains."""
+    return ProphyAdapter
+
+
 def fresh(recipe: Recipe, backbone: Backbone) -> Any:
     """A new adapter whose first weights are a function of the recipe's seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        adapter = ProphyAdapter(backbone, recipe)
+        adapter = adapter_of(recipe)(backbone, recipe)
     return adapter.to(recipe.device)
 
 
@@ -154,7 +172,11 @@ def save_bundle(
 ) -> Path:
     """Write the adapter's bundle; it reads hidden states, so it asks for the same transformer."""
     groups = {name: module.state_dict() for name, module in adapter.groups().items()}
-    kept = {name: {k: v for k, v in part.items() if "partners." not in k} for name, part in groups.items()}
+    dtype = getattr(torch, adapter.recipe.store)
+    kept = {
+        name: {key: value.to(dtype) for key, value in part.items() if "partners." not in key}
+        for name, part in groups.items()
+    }
     return bundle.save(
         folder,
         kind=adapter.kind,
