@@ -144,13 +144,14 @@ def survive(tmp_path, kills, seed):
     per = {"begin": counted.counts["begin"], "step": counted.counts["step"] // (2 * steps)}
     per |= {zone: counted.counts[zone] // saves for zone in ("write", "prune")}
     reach = {"begin": 0.95, "step": 3, "write": 1.5, "prune": 1.5}  # in units of the whole beginning, steps, saves
-    out, draw = tmp_path / "cut", random.Random(seed)
+    out, draw, reached = tmp_path / "cut", random.Random(seed), 0
     for n in range(kills):
         zone = ZONES[n % len(ZONES)]
         reaper = Reaper(zone, draw.randrange(int(reach[zone] * per[zone])))
         assert in_child(lambda reaper=reaper: trained(out, steps, reaper)) == -signal.SIGKILL, (n, zone, reaper.left)
         folder = checkpoint.latest(out / "checkpoints")  # a warning about a damaged one would be an error here
-        assert folder is None or checkpoint.load(folder).state["global_step"] == int(folder.name[-8:])
+        before, reached = reached, checkpoint.load(folder).state["global_step"] if folder else 0
+        assert reached >= before  # what was saved once is not lost again
     again = trained(out, steps)
     assert toy.equal(toy.state(again), toy.state(whole))
     assert toy.equal(files(out), files(tmp_path / "whole"))
