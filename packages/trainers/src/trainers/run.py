@@ -5,7 +5,6 @@ random numbers need no state, since every step's are a function of where it stan
 """
 
 import json
-import os
 import tempfile
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -93,9 +92,7 @@ class Run:
             self.out.mkdir(parents=True, exist_ok=True)
             if self.engine.main:
                 self.checkpoints.mkdir(exist_ok=True)
-                handle, probe = tempfile.mkstemp(dir=self.checkpoints, prefix=".writing-")
-                os.close(handle)
-                Path(probe).unlink()
+                Path(tempfile.mkdtemp(dir=self.checkpoints, prefix=".writing-")).rmdir()
         if found is not None:
             self.restore(checkpoint.load(found))
 
