@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from phantom.coupling import Way
 from trainers import Config, Optim, load_config
 
-__all__ = ["RECIPES", "Branch", "Condition", "Couple", "Physics", "Recipe", "load_recipe"]
+__all__ = ["RECIPES", "Branch", "Condition", "Couple", "Data", "Physics", "Recipe", "Weight", "load_recipe"]
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -53,11 +53,25 @@ class Weight(Config):
     """alpha_z of L = L_v + alpha_z L_z and its recursive schedule."""
 
     end: NonNegativeFloat = 1.0  # our choice
-    ramp_steps: NonNegativeInt = 300  # steps from 0 to `end`: our choice (2,000 at real size)
+    ramp_steps: PositiveInt = 300  # steps from 0 to `end`: our choice (2,000 at real size)
     fixed: bool = False  # ablation: alpha_z = `end` from the first step on
     threshold: PositiveFloat | None = None  # eta_z; none: `factor` x the median of a calibration, the first ramp
     factor: PositiveFloat = 5.0  # our choice
     measure_every: PositiveInt = 10  # steps between two measurements of the norm: our choice
+
+
+class Data(Config):
+    """Clips and what is made of them."""
+
+    source: str = "world"  # world, a folder of videos with captions, or a JSON or JSONL of records
+    root: str | None = None  # folder that the records' paths are relative to
+    split: Literal["train", "val", "test", "ood"] = "train"  # of the world
+    clips: PositiveInt = 1600  # of the world; of other sources all are taken
+    frames: PositiveInt = 17
+    height: PositiveInt = 32
+    width: PositiveInt = 32
+    fps: PositiveFloat = 16.0
+    encode_batch: PositiveInt = 32
 
 
 class Condition(Config):
@@ -87,6 +101,7 @@ class Recipe(Config):
     steps: NonNegativeInt = 900  # our choice
     save_every: PositiveInt = 200
     checkpointing: bool = False  # both streams jointly: for the real size
+    data: Data = Data()
     physics: Physics = Physics()
     branch: Branch = Branch()
     couple: Couple = Couple()

@@ -2,7 +2,7 @@
 
 A copy of frame 0 stands in front of the 4k+1 frames; tubelets 2j - 1 and 2j belong to latent j and are averaged, so
 that z has as many time steps as the video latent. Channels are standardised, projected to their principal ones and
-scaled to unit variance; mean, basis and scale are the data set's and travel in the bundle.
+scaled to unit variance (weak ones stay weaker); mean, basis and scale are the data set's and travel in the bundle.
 
 The encoder sees all frames it is given at once, forwards and backwards: the observed part of a clip is therefore
 encoded from the observed frames alone, never cut from the encoding of the whole.
@@ -10,16 +10,22 @@ encoded from the observed frames alone, never cut from the encoding of the whole
 References: Phantom (2026); V-JEPA 2 (Assran et al., 2025). Projection, resolution and lining up: our choice.
 """
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Basis", "PhysicsLatent", "observed_latents"]
+__all__ = ["Basis", "PhysicsLatent", "observed_latents", "source_of"]
+
+SOURCE_BYTES = 8
+FLOOR = 0.01
+"""Channels with less than this share of the first one's variance are not blown up to unit variance: they would teach the
+branch their rounding. Our choice."""
 
 
 def observed_latents(frames: int, stride: int = 4) -> int:
@@ -37,7 +43,8 @@ def observed_latents(frames: int, stride: int = 4) -> int:
 class Basis(nn.Module):
     """Standardisation and principal channels of a data set's features: `forward` gives z, `inverse` features again.
 
-    `explained` is the share of the (standardised) variance that the channels keep.
+    `explained` is the share of the (standardised) variance that the channels keep, `source` names the encoder whose
+    features these are (`source_of`): those of another one would be numbers without a meaning.
     """
 
     mean: Tensor
@@ -45,6 +52,7 @@ class Basis(nn.Module):
     components: Tensor
     scale: Tensor
     explained: Tensor
+    source: Tensor
 
     def __init__(self, dim: int, channels: int) -> None:
         super().__init__()
@@ -53,9 +61,12 @@ class Basis(nn.Module):
         self.register_buffer("components", torch.eye(channels, dim))
         self.register_buffer("scale", torch.ones(channels))
         self.register_buffer("explained", torch.zeros(()))
+        self.register_buffer("source", torch.zeros(SOURCE_BYTES, dtype=torch.uint8))
 
     @classmethod
-    def fit(cls, batches: Iterable[Float[Tensor, "n d"]], channels: int) -> "Basis":
+    def fit(
+        cls, batches: Iterable[Float[Tensor, "n d"]], channels: int, *, source: UInt8[Tensor, " s"] | None = None
+    ) -> "Basis":
         """Fit on rows of features, in float64 sums over batches; ValueError for more channels than features."""
         count, total, outer = 0, torch.zeros(0), torch.zeros(0)
         for rows in batches:
@@ -74,17 +85,37 @@ class Basis(nn.Module):
         basis.mean.copy_(mean)
         basis.std.copy_(std)
         basis.components.copy_(vectors[:, order].T)
-        basis.scale.copy_(values[order].clamp_min(1e-6).sqrt())
+        basis.scale.copy_(values[order].clamp_min(FLOOR * float(values.max())).sqrt())
         basis.explained.copy_(values[order].sum() / values.sum())
+        if source is not None:
+            basis.source.copy_(source)
         return basis
 
     def forward(self, features: Float[Tensor, "... d"]) -> Float[Tensor, "... c"]:
         """Standardise, project, scale to unit variance."""
         return ((features - self.mean) / self.std) @ self.components.T / self.scale
 
+    def check(self, source: UInt8[Tensor, " s"], name: str) -> None:
+        """Raise ValueError for features of another encoder than those that it was fitted on."""
+        if bool(self.source.any()) and not torch.equal(self.source.cpu(), source.cpu()):
+            raise ValueError(
+                f"expected the physics latent that this adapter was trained on, got features of another encoder"
+                f" ({name}): set physics.encoder to the one of its training, or train anew"
+            )
+
     def inverse(self, z: Float[Tensor, "... c"]) -> Float[Tensor, "... d"]:
         """Give the features that z stands for (what the channels leave out is lost)."""
         return (z * self.scale) @ self.components * self.std + self.mean
+
+
+@torch.no_grad()
+def source_of(encoder: Any) -> UInt8[Tensor, " s"]:
+    """Name an encoder by its weights: 8 bytes of their hash."""
+    hasher = hashlib.blake2b(digest_size=SOURCE_BYTES)
+    for name, value in sorted(encoder.encoder.state_dict().items()):
+        hasher.update(name.encode())
+        hasher.update(value.detach().cpu().contiguous().float().numpy().tobytes())
+    return torch.tensor(list(hasher.digest()), dtype=torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -121,8 +152,11 @@ class PhysicsLatent:
         pooled = F.avg_pool2d(per_latent.flatten(0, 1).permute(0, 3, 1, 2), self.pool)
         return pooled.permute(0, 2, 3, 1).unflatten(0, (b, -1))
 
+    def project(self, features: Float[Tensor, "b t y x d"]) -> Float[Tensor, "b c t y x"]:
+        """Give z of features."""
+        return self.basis.to(features.device)(features).permute(0, 4, 1, 2, 3)
+
     @torch.no_grad()
     def __call__(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b c t2 y x"]:
         """Give z of the frames, and of nothing but these frames: for the observed part pass the observed ones alone."""
-        features = self.features(video)
-        return self.basis.to(features.device)(features).permute(0, 4, 1, 2, 3)
+        return self.project(self.features(video))

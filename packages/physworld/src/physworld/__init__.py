@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 from physworld import captions, controls, metrics
 from physworld.clip import FPS, FRAMES, MECHANISMS, SIZE, SLOTS, SPLITS, Clip
-from physworld.simulation import simulate, simulate_many
+from physworld.simulation import caption, simulate, simulate_many
 
 __all__ = [
     "FPS",
@@ -15,6 +15,7 @@ __all__ = [
     "SPLITS",
     "Clip",
     "__version__",
+    "caption",
     "captions",
     "controls",
     "metrics",

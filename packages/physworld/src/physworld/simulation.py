@@ -21,6 +21,18 @@ def simulate(mechanism: str, seed: int, *, split: str = "train", scale: int = 1)
     return simulate_many(mechanism, [seed], split=split, scale=scale)[0]
 
 
+def caption(mechanism: str, seed: int, *, split: str = "train") -> str:
+    """The caption of a clip without drawing it: its parameters are cheap, a flow is not.
+
+    >>> caption("thermal", 3) == simulate("thermal", 3).caption
+    True
+    """
+    world = module(mechanism)
+    if split not in SPLITS or seed < 0:
+        raise ValueError(f"expected a split among {', '.join(SPLITS)} and a seed >= 0, got {split!r} and {seed}")
+    return world.caption(world.sample(np.random.default_rng(_key(mechanism, split, seed)), split))
+
+
 def simulate_many(mechanism: str, seeds: Iterable[int], *, split: str = "train", scale: int = 1) -> list[Clip]:
     """Clips of one mechanism, in the order of `seeds`; each equals what `simulate` gives for its seed."""
     world = module(mechanism)

@@ -1,0 +1,254 @@
+"""From clips to what training reads: video latents, text, and physics features of the whole clip and of its beginnings.
+
+Everything is made once by a cache job (`trainers.cache_job`): it goes on where it stopped, and several processes share
+it. Features are kept before the projection to z, whose basis is fitted on them when the data set is opened; the
+features of every beginning (1, 2, ... latents) come from those frames alone.
+
+A clip that cannot be used is listed and left out; the rest goes on.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+import physworld
+from backbones import WanBackbone
+from phantom.config import Recipe
+from phantom.fields import field_features
+from phantom.latent import Basis, PhysicsLatent, source_of
+from trainers import ClipSpec, Filters, cache_job, read_records
+from trainers.cache import Cache, Producer, Source
+from trainers.data import Skipped
+
+__all__ = ["Clips", "Prepared", "fit_basis", "frames_of", "open_clips", "prepare", "producers"]
+
+SCHEMA = 1
+"""Part of every producer: raise it when what is stored changes its meaning."""
+FIT_CLIPS = 512
+"""Clips that the basis of z is fitted on at most: our choice."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The pixels of a clip with their times, and of a simulated one what is true."""
+
+    frames: UInt8[np.ndarray, "t h w 3"]
+    times_s: Float[np.ndarray, " t"]
+    truth: physworld.Clip | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A data set ready to train on, the basis of its z, and what was left out."""
+
+    data: "Clips"
+    clips: int
+    computed: int
+    skipped: tuple[Skipped, ...]
+
+
+class Clips:
+    """Entries of the cache as training reads them: `latent`, `text`, `z` and `observed` (z of each beginning, end to
+    end: of 1 latent, of 2, ...).
+    """
+
+    def __init__(
+        self, cache: Cache, keys: Sequence[tuple[str, str]], recipe: Recipe, backbone: WanBackbone, basis: Basis
+    ) -> None:
+        self.cache, self.keys, self.recipe, self.basis = cache, list(keys), recipe, basis
+        self.made = producers(recipe, backbone)
+        self.length = backbone.spec.text_length
+        about = [self.keys, [p.digest for p in self.made.values()], basis.components.sum().item()]
+        self.digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        seen, said = self.keys[index]
+        text = self.cache.get(said, "text", self.made["text"])
+        item = {
+            "latent": self.cache.get(seen, "latent", self.made["latent"]),
+            "text": torch.nn.functional.pad(text, (0, 0, 0, self.length - len(text))),
+        }
+        whole, begun = (self.cache.get(seen, name, self.made[name]) for name in ("physics", "physics_observed"))
+        if self.recipe.physics.kind == "noise":
+            z = noise_of(seen, (self.recipe.physics.channels, *whole.shape[:3]))
+            observed = torch.cat([z[:, :p] for p in range(1, self.recipe.condition.most_latents + 1)], 1)
+            return item | {"z": z, "observed": observed}
+        z, observed = (self.basis(features.float()).permute(3, 0, 1, 2) for features in (whole, begun))
+        return item | {"z": z, "observed": observed}
+
+
+def noise_of(key: str, shape: tuple[int, ...]) -> Float[Tensor, "c t y x"]:
+    """A control for z: as many numbers, the same ones for a clip every time, that say nothing of it."""
+    seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=7).digest())
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def producers(recipe: Recipe, backbone: WanBackbone) -> dict[str, Producer]:
+    """Name what makes each artefact: another backbone, encoder or setting makes another one beside it."""
+    p, most = recipe.physics, recipe.condition.most_latents
+    vae = Producer(backbone.id, backbone.digest, dtype="float32", schema=SCHEMA, shape="_ t _ _")
+    text = Producer(f"{backbone.id}/text", backbone.text_digest, dtype="float32", schema=SCHEMA, shape="_ _")
+    settings: dict[str, Any] = {"size": list(p.size) if p.size else None, "pool": p.pool}
+    model = "physworld fields" if p.kind == "fields" else f"vjepa2 {p.encoder}"
+    physics = Producer(model, dtype="float16", schema=SCHEMA, shape="t _ _ _", settings=settings)
+    begun = Producer(model, dtype="float16", schema=SCHEMA, shape="_ _ _ _", settings=settings | {"most": most})
+    return {"latent": vae, "text": text, "physics": physics, "physics_observed": begun}
+
+
+def prepare(
+    recipe: Recipe, backbone: WanBackbone, encoder: Any, root: Path, *, basis: Basis | None = None, quiet: bool = False
+) -> Prepared:
+    """Fill the cache at `root` with what a recipe needs and open it; `basis` is fitted where none is given.
+
+    ValueError for sizes that the backbone does not take, an empty source, or when no clip can be used.
+    """
+    d = recipe.data
+    latents = backbone.spec.latent.shape(d.frames, d.height, d.width)[1]
+    if recipe.condition.most_latents >= latents:
+        raise ValueError(
+            f"expected condition.most_latents below the {latents} latents of {d.frames} frames, got"
+            f" {recipe.condition.most_latents}: something must be left to predict"
+        )
+    made, skipped = producers(recipe, backbone), []
+    items = list(_items(recipe, skipped))
+    seen = {name: made[name] for name in ("latent", "physics", "physics_observed")}
+    report = cache_job.make(
+        root, items, partial(_encoder, recipe, backbone, encoder), seen, batch=d.encode_batch, stale="add", quiet=quiet
+    )
+    captions = {item.id: str(item.noted["caption"]) for item in items}
+    wanted = sorted(set(captions.values()))
+    said = [cache_job.Item(c, c.encode(), partial(str, c)) for c in wanted]
+    backbone.check_words(wanted)
+    cache_job.make(
+        root, said, partial(_writer, backbone), {"text": made["text"]}, name="text", batch=16, stale="add", quiet=quiet
+    )
+    cache = Cache(root)
+    skipped += report.failed
+    lost = {s.path for s in skipped}
+    kept = [item for item in items if item.id not in lost]
+    keys = [(Source.of(i.media, spec=i.spec).key, Source.of(captions[i.id].encode()).key) for i in kept]
+    return Prepared(open_clips(recipe, backbone, encoder, cache, keys, basis), len(keys), report.made, tuple(skipped))
+
+
+def open_clips(
+    recipe: Recipe,
+    backbone: WanBackbone,
+    encoder: Any,
+    cache: Cache,
+    keys: Sequence[tuple[str, str]],
+    basis: Basis | None,
+) -> Clips:
+    """Open cached clips with a basis, fitted on some of them where none is given."""
+    if basis is None:
+        basis = fit_basis(recipe, cache, [seen for seen, _ in keys], producers(recipe, backbone)["physics"], encoder)
+    return Clips(cache, keys, recipe, backbone, basis)
+
+
+def fit_basis(recipe: Recipe, cache: Cache, keys: Sequence[str], made: Producer, encoder: Any) -> Basis:
+    """Fit standardisation and principal channels on cached features of clips spread over the data set."""
+    chosen = keys[:: max(1, len(keys) // FIT_CLIPS)]
+    rows = (cache.get(key, "physics", made).float().flatten(0, 2) for key in chosen)
+    source = source_of(encoder) if encoder is not None else None
+    return Basis.fit(rows, recipe.physics.channels, source=source)
+
+
+def frames_of(video_bytes: UInt8[np.ndarray, "b t h w 3"]) -> Float[Tensor, "b 3 t h w"]:
+    """Bytes as a video in [-1, 1]."""
+    return torch.from_numpy(video_bytes).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+
+
+def _items(recipe: Recipe, skipped: list[Skipped]) -> Iterator[cache_job.Item]:
+    d = recipe.data
+    if d.source != "world":
+        spec = ClipSpec(frames=d.frames, fps=d.fps, height=d.height, width=d.width)
+        records, left_out = read_records(d.source, root=d.root, filters=Filters())
+        skipped += left_out
+        if recipe.physics.kind == "fields":
+            raise ValueError(
+                f"expected simulated clips for physics.kind=fields, got data.source={d.source}: only they have exact"
+                " fields; use physics.kind=vjepa2"
+            )
+        yield from cache_job.clips(records, spec)
+        return
+    if d.height != d.width or d.height % physworld.SIZE or d.frames != physworld.FRAMES:
+        raise ValueError(
+            f"expected {physworld.FRAMES} square frames of a multiple of {physworld.SIZE} px of the world, got"
+            f" {d.frames} of {d.height} x {d.width}; set data.frames, data.height and data.width"
+        )
+    scale, code = d.height // physworld.SIZE, _world_code()
+    each, rest = divmod(d.clips, len(physworld.MECHANISMS))
+    for index, mechanism in enumerate(physworld.MECHANISMS):
+        for seed in range(each + (index < rest)):
+            content = json.dumps([code, mechanism, seed, d.split, scale])
+            clip = partial(physworld.simulate, mechanism, seed, split=d.split, scale=scale)
+            yield cache_job.Item(
+                f"{d.split}-{mechanism}-{seed:06d}",
+                content.encode(),
+                partial(_simulated, clip),
+                {"height": d.height, "frames": d.frames},
+                {"caption": physworld.caption(mechanism, seed, split=d.split)},
+            )
+
+
+def _simulated(clip: Any) -> Loaded:
+    made = clip()
+    return Loaded(made.video, made.times_s, made)
+
+
+@torch.no_grad()
+def _encoder(recipe: Recipe, backbone: WanBackbone, encoder: Any) -> cache_job.Produce:
+    """Make latents and physics features of a batch of clips, and those of every beginning."""
+    most, p = recipe.condition.most_latents, recipe.physics
+    raw = PhysicsLatent(encoder, Basis(encoder.dim if encoder else 1, 1), p.size, p.pool)
+
+    def features(frames: Tensor, clips: Sequence[Loaded], count: int) -> Float[Tensor, "b t y x d"]:
+        if p.kind == "fields":
+            return torch.stack([field_features(clip.truth, count) for clip in clips])
+        return raw.features(frames[:, :, :count])
+
+    @torch.no_grad()
+    def produce(clips: list[Any]) -> list[dict[str, Tensor]]:
+        frames = frames_of(np.stack([clip.frames for clip in clips])).to(recipe.device)
+        latents = backbone.encode(frames).float().cpu()
+        stride = backbone.spec.time.stride
+        whole = features(frames, clips, frames.shape[2]).half().cpu()
+        begun = [features(frames, clips, stride * n + 1).half().cpu() for n in range(most)]
+        parts = torch.cat(begun, 1)
+        return [
+            {"latent": latent, "physics": z, "physics_observed": o}
+            for latent, z, o in zip(latents, whole, parts, strict=True)
+        ]
+
+    return produce
+
+
+def _writer(backbone: WanBackbone) -> cache_job.Produce:
+    """Make text features without their padding."""
+
+    @torch.no_grad()
+    def produce(captions: list[Any]) -> list[dict[str, Tensor]]:
+        text = backbone.embed(list(captions))
+        lengths = [int(mask.nonzero().max()) + 1 if bool(mask.any()) else 1 for mask in text.mask]
+        return [{"text": f[:n].float().cpu()} for f, n in zip(text.features, lengths, strict=True)]
+
+    return produce
+
+
+def _world_code() -> str:
+    """Name the code that makes the world: other code, other clips."""
+    sha = hashlib.sha256()
+    for file in sorted(Path(str(physworld.__file__)).parent.glob("*.py")):
+        sha.update(file.read_bytes())
+    return sha.hexdigest()

@@ -1,0 +1,261 @@
+"""Phantom's training: one stage, in which the physics stream and the couplings learn both flows beside a frozen model.
+
+L = L_v + alpha_z L_z, each the flow-matching error on what is not observed. alpha_z rises and starts again when the
+physics gradient grows too large (`trainers.RecursiveRamp`). Half of the samples have observed beginnings, clean in both
+streams, the others none; both streams share the noise level.
+
+References: Phantom (2026), losses, recursive loss-weight scheduling and training; what it leaves open is marked in
+`phantom.config`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from backbones import Text, WanBackbone, bundle, paths
+from phantom.adapter import PhantomAdapter
+from phantom.config import Recipe
+from phantom.data import Clips
+from phantom.latent import Basis
+from trainers import (
+    FitResult,
+    HeldOut,
+    Length,
+    MapStyle,
+    Progress,
+    Ramp,
+    RecursiveRamp,
+    Stage,
+    StageRecord,
+    checkpoint,
+    dump_config,
+    fit,
+)
+
+__all__ = ["Flows", "Trainer", "fresh", "save_bundle", "stages", "train"]
+
+Batch = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Flows:
+    """A batch on the way between data and noise, in both streams; `open` is true where a latent is not observed."""
+
+    x: Float[Tensor, "b c t h w"]
+    z: Float[Tensor, "b d t y x"]
+    sigma: Float[Tensor, "b t"]
+    open: Bool[Tensor, "b t"]
+    video_target: Float[Tensor, "b c t h w"]
+    physics_target: Float[Tensor, "b d t y x"]
+    text: Text
+
+
+class Trainer:
+    """The loss of an adapter beside its frozen backbone; batches hold `latent`, `text`, `z`, `observed`."""
+
+    def __init__(self, recipe: Recipe, adapter: PhantomAdapter, backbone: WanBackbone) -> None:
+        self.recipe, self.adapter, self.backbone = recipe, adapter, backbone
+        own = backbone.pipe.scheduler.config
+        self.shift = recipe.shift or float(own.get("flow_shift") or own.get("shift") or 1.0)
+        with torch.no_grad():
+            self.empty = backbone.embed([""]).features.float()
+
+    def loss(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """L_v and alpha_z L_z, and L_z by itself for the schedule and the log."""
+        generator = progress.generator
+        b = len(batch["latent"])
+        u = torch.rand(b, generator=generator)
+        begun = torch.rand(b, generator=generator) < self.recipe.condition.share
+        lengths = torch.randint(1, self.recipe.condition.most_latents + 1, (b,), generator=generator) * begun
+        dropped = torch.rand(b, generator=generator) < self.recipe.condition.text_dropout
+        video, physics = self.errors(self.flows(batch, u, lengths, dropped, generator))
+        terms = {"video": video, "log/physics": physics}
+        if self.recipe.weight.end > 0:
+            terms["physics"] = progress.ramp("physics") * physics
+        return terms
+
+    def held_out(self, batch: Batch, level: float, generator: torch.Generator) -> dict[str, Tensor]:
+        """Both errors at one noise level, observed beginnings of the longest length; beside the physics error that of
+        saying that the last observed state stays (`stays`).
+        """
+        b, most = len(batch["latent"]), self.recipe.condition.most_latents
+        lengths, kept = torch.full((b,), most), torch.zeros(b, dtype=torch.bool)
+        flows = self.flows(batch, torch.full((b,), level), lengths, kept, generator)
+        with torch.no_grad():
+            video, physics = self.errors(flows)
+        still = flows.z[:, :, most - 1 : most]
+        sigma = flows.sigma.amax(1)[:, None, None, None, None]
+        stays = (flows.z[:, :, most:] - still) / sigma  # the velocity that would lead to that state
+        error = (stays - flows.physics_target[:, :, most:]).square().mean()
+        return {"video": video, "physics": physics, "stays": error}
+
+    def flows(
+        self,
+        batch: Batch,
+        u: Float[Tensor, " b"],
+        lengths: Tensor,
+        dropped: Bool[Tensor, " b"],
+        generator: torch.Generator,
+    ) -> Flows:
+        """Noise a batch: uniform `u` becomes sigma by the shift; the first `lengths` latents are observed."""
+        x0, z0 = batch["latent"], batch["z"]
+        device, t = x0.device, x0.shape[2]
+        sigma = (self.shift * u / (1 + (self.shift - 1) * u)).to(device)
+        lengths = lengths.to(device)
+        open_ = torch.arange(t, device=device) >= lengths[:, None]
+        sigma = sigma[:, None] * open_
+        observed = _beginnings(batch["observed"], lengths, t)
+        z_seen = torch.where(open_[:, None, :, None, None], z0, observed)
+        eps, zeta = (torch.randn(part.shape, generator=generator).to(device) for part in (x0, z0))
+        s = sigma[:, None, :, None, None]
+        features = torch.where(dropped.to(device)[:, None, None], self.empty.to(device), batch["text"])
+        return Flows(
+            x=(1 - s) * x0 + s * eps,
+            z=(1 - s) * z_seen + s * zeta,
+            sigma=sigma,
+            open=open_,
+            video_target=paths.target(x0, eps),
+            physics_target=paths.target(z0, zeta),
+            text=Text.of(features),
+        )
+
+    def errors(self, flows: Flows) -> tuple[Tensor, Tensor]:
+        """The mean squared error of both velocities over what is not observed."""
+        video, physics = self.adapter.velocities(flows.x, flows.z, flows.sigma, flows.text)
+        return _error(video, flows.video_target, flows.open), _error(physics, flows.physics_target, flows.open)
+
+
+def stages(recipe: Recipe, adapter: PhantomAdapter, backbone: WanBackbone, data: MapStyle) -> list[Stage]:
+    """The one stage."""
+    w = recipe.weight
+    ramps: dict[str, Any] = {}
+    if w.end > 0 and w.fixed:
+        ramps["physics"] = Ramp(w.end, w.end)
+    elif w.end > 0:
+        ramps["physics"] = RecursiveRamp(
+            end=w.end,
+            steps=w.ramp_steps,
+            term="log/physics",
+            group="branch",
+            eta=w.threshold,
+            factor=w.factor,
+            measure_every=w.measure_every,
+        )
+    return [
+        Stage(
+            "joint",
+            {"branch": 1.0},
+            Trainer(recipe, adapter, backbone).loss,
+            data=data,
+            batch_size=recipe.batch,
+            accumulate=recipe.accumulate,
+            length=Length(steps=recipe.steps),
+            optim=recipe.optim,
+            ramps=ramps,
+        )
+    ]
+
+
+def fresh(recipe: Recipe, backbone: WanBackbone, basis: Basis, encoder: Any) -> PhantomAdapter:
+    """A new adapter whose first weights are a function of the recipe's seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        adapter = PhantomAdapter(recipe, backbone, basis, encoder)
+    return adapter.to(recipe.device)
+
+
+def train(
+    recipe: Recipe,
+    backbone: WanBackbone,
+    encoder: Any,
+    data: Clips,
+    *,
+    out: Path,
+    held: MapStyle | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> tuple[PhantomAdapter, FitResult]:
+    """Train an adapter and write its bundle into `out/bundle`; `held` are clips for the held-out loss."""
+    adapter = fresh(recipe, backbone, data.basis, encoder)
+    if not (out / "recipe.yaml").exists():
+        dump_config(recipe, out / "recipe.yaml")
+    held_out = None
+    if held is not None:
+        trainer = Trainer(recipe, adapter, backbone)
+        clips = min(64, len(held))
+        held_out = HeldOut(trainer.held_out, held, clips=clips, batch_size=min(16, clips), every=recipe.save_every)
+    _checkpoint_jointly(backbone, adapter, on=recipe.checkpointing)
+    try:
+        with backbone.frozen():
+            result = fit(
+                stages(recipe, adapter, backbone, data),
+                {"branch": adapter.branch},
+                out=out,
+                seed=recipe.seed,
+                resume=resume,
+                save_every=recipe.save_every,
+                held_out=held_out,
+                watch={"transformer": backbone.transformer},
+                quiet=quiet,
+            )
+    finally:
+        _checkpoint_jointly(backbone, adapter, on=False)
+    dump_config(recipe, out / "recipe.yaml")  # what a resumed run was finished with
+    save_bundle(adapter, backbone, out / "bundle", history=result.history)
+    return adapter, result
+
+
+def save_bundle(
+    adapter: PhantomAdapter, backbone: WanBackbone, folder: Path, *, history: Sequence[StageRecord] = ()
+) -> Path:
+    """Write an adapter as a bundle for its backbone."""
+    return bundle.save(
+        folder,
+        kind=adapter.kind,
+        groups={name: module.state_dict() for name, module in adapter.groups().items()},
+        backbone=backbone,
+        config=adapter.recipe.model_dump(mode="json"),
+        stages=[asdict(record) for record in history],
+        requires="config",
+    )
+
+
+def newest(run: Path) -> dict[str, dict[str, Tensor]]:
+    """The weights of a run's newest checkpoint by group; ValueError where there is none."""
+    found = checkpoint.latest(run / "checkpoints")
+    if found is None:
+        raise ValueError(f"{run} has no whole checkpoint yet: let it train on, or resume it")
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, value in checkpoint.load(found).tensors["weights"].items():
+        group, _, name = key.partition("/")
+        parts.setdefault(group, {})[name] = value
+    return parts
+
+
+def _checkpoint_jointly(backbone: WanBackbone, adapter: PhantomAdapter, *, on: bool) -> None:
+    """Compute both streams of a block again in the backward pass, or keep their activations."""
+    models: tuple[Any, ...] = (backbone.transformer, adapter.branch.stream)
+    for model in models:
+        if on:
+            model.enable_gradient_checkpointing()
+        else:
+            model.disable_gradient_checkpointing()
+
+
+def _beginnings(observed: Float[Tensor, "b d n y x"], lengths: Tensor, t: int) -> Float[Tensor, "b d t y x"]:
+    """Take each sample's beginning out of those that lie end to end (1, 2, ... latents), zeros behind it."""
+    out = observed.new_zeros(*observed.shape[:2], t, *observed.shape[3:])
+    for i, p in enumerate(lengths.tolist()):
+        first = p * (p - 1) // 2
+        out[i, :, :p] = observed[i, :, first : first + p]
+    return out
+
+
+def _error(velocity: Tensor, target: Tensor, open_: Bool[Tensor, "b t"]) -> Tensor:
+    each = (velocity - target).square().mean((1, 3, 4))
+    return (each * open_).sum() / open_.sum().clamp_min(1)
