@@ -2,6 +2,7 @@
 alone.
 """
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -15,19 +16,26 @@ from safetensors import safe_open
 from torch import nn
 
 import world
-from trainers import EMA, InMemory, Length, Optim, Progress, Stage, checkpoint, fit
+from trainers import EMA, InMemory, Length, Matrices, Optim, Progress, Stage, checkpoint, fit
 from trainers.engine import Engine, launched
 from trainers.groups import named_groups
 
 DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
-LATER = ("accelerate", "torch._dynamo", "torch._inductor.config", "trainers.fsdp")  # what engines import when needed
-with warnings.catch_warnings():  # imported before the processes are forked, once for all
+LATER = (
+    "accelerate",
+    "torch._dynamo",
+    "torch._inductor.config",
+    "trainers.fsdp",
+)
+with warnings.catch_warnings():  # what engines import when chosen: once for all, before the processes are forked
     warnings.simplefilter("ignore")
     for name in LATER:
         pytest.importorskip(name)
     if DEEPSPEED:
         os.environ["DS_ACCELERATOR"] = "cpu"
         import deepspeed
+
+        import trainers.zero  # noqa: F401
 
         pytest.importorskip("deepspeed.runtime.zero.muon.original_muon")  # slow to import, by torch.compile
 
@@ -508,3 +516,31 @@ def test_an_average_is_refused_where_no_process_has_whole_float32_weights(tmp_pa
 
     more = {"ACCELERATE_MIXED_PRECISION": "bf16"} if engine == "zero2" else {}
     assert run(child, engine, tmp_path, processes=1, more=more) == [0]
+
+
+def test_matrices_under_muon_step_whole_under_fsdp2(tmp_path):
+    def muon(groups, batch_size):
+        stage = plain(groups, batch_size=batch_size)[0]
+        optim = Optim(lr=1e-2, muon=Matrices(names=("body/0.weight",), lr=1e-2))
+        return [dataclasses.replace(stage, optim=optim)]
+
+    def child(rank):
+        groups = parts()
+        fit(muon(groups, 2), groups, out=tmp_path / "two", quiet=True)
+        torch.save(state(groups), tmp_path / f"end-{rank}.pt")
+
+    assert run(child, "fsdp2", tmp_path) == [0, 0]
+    one = parts()
+    fit(muon(one, 4), one, out=tmp_path / "one", quiet=True)
+    assert apart(ends(tmp_path)[0], state(one)) < 1e-3  # bfloat16 inside of Muon
+
+
+@pytest.mark.parametrize("engine", engines("fsdp2", "zero2"))
+def test_8_bit_moments_are_refused_where_moments_are_shared_out(tmp_path, engine):
+    def child(rank):
+        groups = parts()
+        stage = dataclasses.replace(plain(groups, batch_size=2)[0], optim=Optim(kind="adamw8bit"))
+        with pytest.raises(ValueError, match="got 'adamw8bit'"):
+            fit([stage], groups, out=tmp_path / "out", quiet=True)
+
+    assert run(child, engine, tmp_path, processes=1) == [0]

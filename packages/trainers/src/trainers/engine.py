@@ -127,8 +127,7 @@ class Engine:
 
         Returns the norm of the gradient before clipping; nothing is updated where it is not a number.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * rates[group["name"]]
+        self.optimizer.rate(rates)
         parameters = self._parameters()
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         value = self._number(norm)

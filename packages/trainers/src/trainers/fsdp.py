@@ -70,6 +70,8 @@ class Sharded(Replicated):
         accumulate: int,
     ) -> None:
         """Take over groups; every process begins with the weights of the first."""
+        if optim.kind != "adamw":
+            raise ValueError(f"expected AdamW's moments whole under FSDP2, which takes them apart, got {optim.kind!r}")
         self.trained = dict(trained)
         whole_modules(trained, self.name)
         for p in self._parameters():

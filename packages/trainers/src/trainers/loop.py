@@ -26,6 +26,7 @@ from .engine import Engine, launched
 from .guards import Guards
 from .heldout import HeldOut
 from .log import Log
+from .recompute import recomputed
 from .run import Run, StageRecord, divide
 from .sampling import Sampling
 from .stage import Progress, Stage, check
@@ -138,8 +139,10 @@ class _Loop:
             group.train(name in stage.groups).requires_grad_(name in stage.groups)
         before = guards.digest(frozen) if run.guard.frozen != "off" else {}
         restored_at = run.global_step if run.enter() else -1
+        trained = {name: run.groups[name] for name in stage.groups}
         try:
-            self.run_steps(stage)
+            with recomputed(trained, stage.recompute):
+                self.run_steps(stage)
             self.check_frozen(stage, frozen, before)
         except (guards.NonFiniteLoss, guards.GuardStop):
             self.log.flush()

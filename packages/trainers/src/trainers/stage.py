@@ -74,8 +74,11 @@ class Optim(Part):
 
     `schedule`: "constant"; "cosine" from `lr` down to `lr * final`; "hold_cosine" stays at `lr` for the share `hold` of
     the stage and then falls as a cosine. The first `warmup_steps` rise linearly.
+
+    `kind="adamw8bit"`: the moments of tensors of 4,096 elements or more in 8 bits (torchao; one process, or DDP).
     """
 
+    kind: Literal["adamw", "adamw8bit"] = "adamw"
     lr: float = Field(default=1e-4, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
@@ -161,7 +164,8 @@ class Stage:
     """One stage. `groups` maps a group's name to what multiplies the learning rate; every other group is frozen.
 
     `unfreeze={group: step}`: the group gets no update before that step. `handover`: "keep" carries over the optimizer's
-    state of the groups that the stage before also trained, "reset" starts it afresh.
+    state of the groups that the stage before also trained, "reset" starts it afresh. `recompute` are patterns over
+    `group/module`: modules that are computed again in the backward instead of keeping their activations.
     """
 
     name: str
@@ -176,6 +180,7 @@ class Stage:
     unfreeze: Mapping[str, int] = field(default_factory=dict)
     ema: EMA | None = None
     handover: Literal["keep", "reset"] = "reset"
+    recompute: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not self.groups:

@@ -12,9 +12,6 @@ from .stage import EMA, Optim
 
 __all__ = ["Average", "Optimizer", "moments", "parameters", "split", "tensors"]
 
-MUON = ("momentum_buffer",)
-"""Moments that Muon keeps; all others are AdamW's."""
-
 
 def parameters(groups: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
     """Return every parameter by `group/name`."""
@@ -59,8 +56,10 @@ class Optimizer:
         )
         self._parts: list[torch.optim.Optimizer] = []
         if rest:
-            adam: Any = {"betas": optim.betas, "eps": optim.eps, "weight_decay": optim.weight_decay, "fused": True}
-            self._parts.append(torch.optim.AdamW(rest, lr=optim.lr, **adam))
+            adam: Any = {"betas": optim.betas, "eps": optim.eps, "weight_decay": optim.weight_decay}
+            eight = optim.kind == "adamw8bit"
+            made = eight_bit().AdamW8bit(rest, lr=optim.lr, **adam) if eight else None
+            self._parts.append(made or torch.optim.AdamW(rest, lr=optim.lr, fused=True, **adam))
         if hidden and optim.muon:
             settings: Any = {"weight_decay": optim.weight_decay, "adjust_lr_fn": "match_rms_adamw"}
             self._parts.append(torch.optim.Muon(hidden, lr=optim.muon.lr, momentum=optim.muon.momentum, **settings))
@@ -71,18 +70,81 @@ class Optimizer:
         for part in self._parts:
             part.step()
 
+    def rate(self, rates: Mapping[str, float]) -> None:
+        """Set each group's rate for the next step, `rates` times its own."""
+        for group in self.param_groups:
+            lr = group["base_lr"] * rates[group["name"]]
+            if isinstance(group["lr"], Tensor):  # torchao's, which compiles its step once for all rates
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+
     def state(self, p: nn.Parameter) -> dict[str, Tensor]:
-        """Return the moments of a parameter, none before its first step."""
-        return next((part.state[p] for part in self._parts if p in part.state), {})
+        """Return the moments of a parameter, none before its first step; of 8-bit ones codes and scales."""
+        found = next((part.state[p] for part in self._parts if p in part.state), {})
+        result = {}
+        for moment, value in found.items():
+            if hasattr(value, "codes"):
+                result |= {f"{moment}.codes": value.codes, f"{moment}.scale": value.scale}
+            else:
+                result[moment] = value
+        return result
 
     def load(self, groups: Mapping[str, nn.Module], moments: Mapping[str, Tensor]) -> None:
-        """Continue from saved moments, for the parameters that they know and the optimizer that made them."""
+        """Continue from saved moments, for the parameters that they know and the optimizer that made them; a parameter
+        whose moments another kind of optimizer made begins afresh.
+        """
         named = parameters(groups)
         owner = {p: part for part in self._parts for group in part.param_groups for p in group["params"]}
+        saved: dict[str, dict[str, Tensor]] = {}
         for key, value in moments.items():
             name, _, moment = key.rpartition("#")
-            if name in named and (moment in MUON) == isinstance(owner[named[name]], torch.optim.Muon):
-                owner[named[name]].state[named[name]][moment] = value.to(named[name].device, copy=True)
+            saved.setdefault(name, {})[moment] = value
+        for name, found in saved.items():
+            if name in named and found.keys() == self._wanted(owner[named[name]], named[name]):
+                p = named[name]
+                owner[p].state[p] = _unpacked({m: value.to(p.device, copy=True) for m, value in found.items()}, p)
+
+    def _wanted(self, part: torch.optim.Optimizer, p: nn.Parameter) -> set[str]:
+        """The names of the moments that an optimizer keeps of a parameter."""
+        if isinstance(part, torch.optim.Muon):
+            return {"momentum_buffer"}
+        if isinstance(part, torch.optim.AdamW) or not packed(p):
+            return {"step", "exp_avg", "exp_avg_sq"}
+        return {"step", *(f"{moment}.{piece}" for moment in ("exp_avg", "exp_avg_sq") for piece in ("codes", "scale"))}
+
+
+BLOCK = 256
+"""Elements of a moment that share a scale (torchao's)."""
+
+
+def eight_bit() -> Any:
+    """Return torchao's optimizers; ValueError where torchao is not installed."""
+    try:
+        from torchao import optim  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ValueError("Optim(kind='adamw8bit') needs torchao: pip install 'phystrainers[torchao]'") from None
+    return optim
+
+
+def packed(p: Tensor) -> bool:
+    """Return whether AdamW8bit keeps a parameter's moments in 8 bits: small tensors it leaves as they are."""
+    return p.numel() >= 4096 and p.numel() % BLOCK == 0
+
+
+def _unpacked(moments: dict[str, Tensor], p: Tensor) -> dict[str, Tensor]:
+    """Put codes and scales together to torchao's tensors; the table of code values is a constant of its own."""
+    if "exp_avg.codes" not in moments:
+        return moments
+    from torchao.optim.subclass_8bit import OptimState8bit  # pyright: ignore[reportMissingImports]
+
+    result = {"step": moments["step"].cpu()}
+    for moment, signed in (("exp_avg", True), ("exp_avg_sq", False)):
+        made = OptimState8bit.zeros(p.shape, signed, BLOCK, p.device, dtype=p.dtype)
+        made.codes.copy_(moments[f"{moment}.codes"])
+        made.scale.copy_(moments[f"{moment}.scale"])
+        result[moment] = made
+    return result
 
 
 def _matrices(groups: Mapping[str, nn.Module], optim: Optim) -> set[nn.Parameter]:

@@ -65,6 +65,8 @@ class Zero(Replicated):
         """Take over groups; every process begins with the weights of the first."""
         if optim.muon is not None:
             raise ValueError("expected AdamW alone under DeepSpeed, which shares out flat weights, got optim.muon")
+        if optim.kind != "adamw":
+            raise ValueError(f"expected kind 'adamw' under DeepSpeed, which shares moments out, got {optim.kind!r}")
         self.trained = dict(trained)
         if self.stage == 3:
             whole_modules(trained, self.name)
