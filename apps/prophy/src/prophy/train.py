@@ -130,10 +130,11 @@ def train(
     *,
     out: Path,
     resume: bool = False,
+    only: str | None = None,
     teacher: str = "",
     quiet: bool = False,
 ) -> tuple[Any, FitResult]:
-    """Train an adapter and write its bundle into `out/bundle`."""
+    """Train an adapter and write its bundle into `out/bundle`; `only` stops after the stage of that name."""
     adapter = fresh(recipe, backbone)
     if not (out / "recipe.yaml").exists():
         dump_config(recipe, out / "recipe.yaml")
@@ -142,7 +143,7 @@ def train(
             model.enable_gradient_checkpointing()  # pyright: ignore
     try:
         with backbone.frozen(), answering(backbone, adapter):
-            plan = stages(recipe, adapter, backbone, data)
+            plan = _until(stages(recipe, adapter, backbone, data), only)
             result = fit(
                 plan,
                 adapter.groups(),
@@ -160,9 +161,9 @@ def train(
     return adapter, result
 
 
-def ready(recipe: Recipe, backbone: Backbone, out: Path, *, resume: bool) -> None:
-    """Refuse what `train` would refuse, before hours go into the cache: a folder with a run, parts that do not fit."""
-    stages(recipe, fresh(recipe, backbone), backbone, InMemory({"latent": [0]}))
+def ready(recipe: Recipe, backbone: Backbone, out: Path, *, resume: bool, only: str | None = None) -> None:
+    """Refuse what `train` would refuse, before hours go into the cache: an unknown stage, a folder with a run."""
+    _until(stages(recipe, fresh(recipe, backbone), backbone, InMemory({"latent": [0]})), only)
     if not resume and (found := checkpoint.latest(out / "checkpoints")) is not None:
         raise ValueError(f"{out} already holds a run ({found.name}): resume it with --resume, or choose another --out")
 
@@ -186,3 +187,12 @@ def save_bundle(
         stages=[{**vars(record), "teacher": teacher} for record in history],
         requires="config",
     )
+
+
+def _until(plan: list[Stage], only: str | None) -> list[Stage]:
+    if only is None:
+        return plan
+    known = [stage.name for stage in plan]
+    if only not in known:
+        raise ValueError(f"expected a stage out of {known}, got {only!r}")
+    return plan[: known.index(only) + 1]

@@ -1,0 +1,217 @@
+"""What the routers have learned, measured on the simulated world: which prompts are alike, and where a phenomenon is.
+
+Semantic routing. 200 paraphrases, written by hand without the words by which the world's captions name what happens
+(`data/paraphrases.json`), are put to the mechanism whose captions are routed most alike: nearest centroid of rho_p by
+cosine, the centroids being those of training captions. Balanced accuracy over the eight mechanisms, beside that of the
+same router before training and of one trained on labels shuffled among the captions. Bar: >= 0.9, and >= 0.2 above
+both.
+
+Refinement. The map that REB's head reads for a clip's mechanism, at 10 % noise, against the cells where the mechanism
+truly acts more than average: average precision above chance, macro over mechanisms that fill less than half of their
+clips. Bar: >= 0.3, and above the 97.5 % quantile of 200 random routers of the same tokens.
+"""
+
+import json
+import tempfile
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+import physworld
+from backbones import Backbone, Text, paths
+from physexperts import MECHANISMS, Labels, RouterStats
+from prophy import where
+from prophy.adapter import ProphyAdapter, answering
+from prophy.config import Recipe
+from prophy.data import token_grid
+from prophy.labels import shuffled
+from prophy.refine import Refinement
+from prophy.train import fresh, stages
+from trainers import InMemory, fit
+from vlmdistill import token_targets
+from vlmdistill.localisation import Localisation, bar, localise, macro, random_router
+
+__all__ = ["RefinementReport", "SemanticReport", "paraphrases", "refinement_report", "semantic_report"]
+
+CAPTIONS = 64
+"""Training captions a mechanism that centroids are made of."""
+SEMANTIC_BAR, SEMANTIC_LEAD = 0.9, 0.2
+LOCALISATION_BAR, NOISE = 0.3, 0.1
+RANDOM_ROUTERS = 200
+
+
+@dataclass(frozen=True)
+class SemanticReport:
+    """Balanced accuracy on the paraphrases: trained, at initialisation, trained on shuffled labels; by mechanism.
+
+    `pearson` correlates the mean routing of the mechanisms over training captions; `entropy` is over log E.
+    """
+
+    accuracy: float
+    initial: float
+    shuffled: float
+    by_mechanism: dict[str, float]
+    pearson: list[list[float]]
+    entropy: float
+    dead: list[int]
+
+    @property
+    def passes(self) -> bool:
+        """Whether the bar of the page is reached."""
+        lead = self.accuracy - max(self.initial, self.shuffled)
+        return self.accuracy >= SEMANTIC_BAR and lead >= SEMANTIC_LEAD
+
+
+@dataclass(frozen=True)
+class RefinementReport:
+    """Average precision above chance (macro, by mechanism), with prevalences and the quantile of random routers; how
+    the tokens are shared among the experts.
+    """
+
+    score: float
+    random_quantile: float
+    by_mechanism: dict[str, float]
+    prevalence: dict[str, float]
+    pointing: dict[str, float]
+    load: list[float]
+    entropy: float
+    dead: list[int]
+
+    @property
+    def passes(self) -> bool:
+        """Whether the bar of the page is reached."""
+        return self.score >= LOCALISATION_BAR and self.score > self.random_quantile
+
+
+def paraphrases() -> list[tuple[str, str]]:
+    """The prompts of `data/paraphrases.json` with their mechanisms.
+
+    >>> len(paraphrases())
+    200
+    """
+    tree = json.loads(files("prophy").joinpath("data/paraphrases.json").read_text(encoding="utf-8"))
+    return [(entry["prompt"], entry["mechanism"]) for entry in tree["prompts"]]
+
+
+def semantic_report(adapter: ProphyAdapter, backbone: Backbone) -> SemanticReport:
+    """Measure the semantic router; the control on shuffled labels is trained here, on captions, as the recipe says."""
+    assert adapter.semantic is not None
+    recipe = adapter.recipe
+    clips = [c for m in MECHANISMS for c in physworld.simulate_many(m, range(CAPTIONS), split="train")]
+    with torch.no_grad():
+        said = backbone.embed([c.caption for c in clips])
+        asked = backbone.embed([prompt for prompt, _ in paraphrases()])
+    kind = torch.tensor([MECHANISMS.index(c.mechanism) for c in clips])
+    true = torch.tensor([MECHANISMS.index(m) for _, m in paraphrases()])
+    labels = torch.stack([Labels.of(c.labels).multi_hot for c in clips])
+    control = _trained_on(shuffled(labels, recipe.seed), said, recipe, backbone)
+    measured = [_accuracies(who, said, kind, asked, true) for who in (adapter, fresh(recipe, backbone).eval(), control)]
+    stats = RouterStats(recipe.semantic.experts, labels=len(MECHANISMS))
+    with torch.no_grad():
+        stats.update(adapter.semantic(said).routing, labels.to(said.features.device))
+    health = stats.read()
+    pearson = [[round(float(x), 3) for x in row] for row in health.pearson.nan_to_num(0.0)]
+    means = [float(m.mean()) for m in measured]
+    by = dict(zip(MECHANISMS, [round(x, 3) for x in measured[0].tolist()], strict=True))
+    top = adapter.semantic(said).routing.probs.argmax(1)
+    dead = [e for e in range(recipe.semantic.experts) if not bool((top == e).any())]
+    return SemanticReport(means[0], means[1], means[2], by, pearson, health.entropy, dead)
+
+
+def _accuracies(
+    adapter: ProphyAdapter, said: Text, kind: Int[Tensor, " n"], asked: Text, true: Int[Tensor, " m"]
+) -> Float[Tensor, " 8"]:
+    """The share of each mechanism's paraphrases that the nearest centroid of rho_p names."""
+    assert adapter.semantic is not None
+    with torch.no_grad():
+        known, new = (F.normalize(adapter.semantic(t).routing.weights, dim=-1).cpu() for t in (said, asked))
+    centroids = torch.stack([known[kind == c].mean(0) for c in range(len(MECHANISMS))])
+    named = (new @ F.normalize(centroids, dim=-1).T).argmax(1)
+    return torch.stack([(named[true == c] == c).float().mean() for c in range(len(MECHANISMS))])
+
+
+def _trained_on(labels: Float[Tensor, "n L"], said: Text, recipe: Recipe, backbone: Backbone) -> ProphyAdapter:
+    """The recipe's semantic router after its first stage on these labels (of at least one step)."""
+    steps = recipe.semantic.first_steps or recipe.steps
+    recipe = recipe.model_copy(update={"semantic": recipe.semantic.model_copy(update={"first_steps": steps})})
+    adapter = fresh(recipe, backbone)
+    data = InMemory({"text": said.features.float(), "mask": said.mask, "labels": labels.to(said.features.device)})
+    first = replace(stages(recipe, adapter, backbone, data)[0], name="semantic")
+    groups = {"semantic": adapter.groups()["semantic"]}
+    with tempfile.TemporaryDirectory() as place:
+        fit([first], groups, out=Path(place) / "run", seed=recipe.seed, save_every=10**9, quiet=True)
+    return adapter.eval()
+
+
+def refinement_report(
+    adapter: ProphyAdapter, backbone: Backbone, *, clips: int = 8, split: str = "val"
+) -> RefinementReport:
+    """Measure the refinement router on `clips` held-out clips a mechanism."""
+    assert adapter.refine is not None
+    recipe = adapter.recipe
+    grid, times_s = token_grid(recipe, backbone)
+    known = MECHANISMS
+    made = [c for m in known for c in physworld.simulate_many(m, range(clips), split=split)]
+    truth = []
+    for clip in made:
+        maps = where.seen_in(clip, clip.labels, contact_frames=recipe.targets.contact_frames)
+        laid = token_targets(maps, categories=known, present=list(maps.maps), grid=grid, times_s=times_s)
+        truth.append({c: laid.mask[known.index(c)] for c in maps.maps})
+    tokens: list[Tensor] = []
+    hook = adapter.refine.router.register_forward_pre_hook(lambda _, given: tokens.append(given[0].detach()))
+    try:
+        found = _refinement(adapter, backbone, made)
+    finally:
+        hook.remove()
+    maps, seen = found.on_grid, tokens[0]
+
+    def scored(maps: Float[Tensor, "b L t y x"]) -> dict[str, list[Localisation]]:
+        scores: dict[str, list[Localisation]] = {m: [] for m in known}
+        for i, each in enumerate(truth):
+            for name, cells in each.items():
+                if bool(cells.any()) and not bool(cells.all()):
+                    scores[name].append(localise(maps[i, known.index(name)], cells))
+        return scores
+
+    def at_random(seed: int) -> float:
+        routed = random_router(seen.flatten(0, 1), len(known), seed).unflatten(0, seen.shape[:2])
+        return macro(scored(routed.mT.unflatten(-1, grid)))
+
+    mine = scored(maps)
+    result = bar(macro(mine), at_random, floor=LOCALISATION_BAR, draws=RANDOM_ROUTERS)
+    stats = RouterStats(recipe.refine.experts)
+    stats.update(found.routing)
+    health = stats.read()
+
+    def mean(part: str) -> dict[str, float]:
+        got = {m: [getattr(one, part) for one in each] for m, each in mine.items() if each}
+        return {m: round(sum(each) / len(each), 3) for m, each in got.items()}
+
+    return RefinementReport(
+        score=result.score,
+        random_quantile=result.random_quantile,
+        by_mechanism=mean("above_chance"),
+        prevalence=mean("prevalence"),
+        pointing=mean("pointing"),
+        load=[round(float(x), 3) for x in health.load],
+        entropy=health.entropy,
+        dead=list(health.dead),
+    )
+
+
+def _refinement(adapter: ProphyAdapter, backbone: Backbone, clips: list[physworld.Clip]) -> Refinement:
+    """What REB says of clips noised to 10 %, in one forward."""
+    frames = torch.stack([torch.from_numpy(c.video) for c in clips]).permute(0, 4, 1, 2, 3)
+    with torch.no_grad(), answering(backbone, adapter):
+        x0 = backbone.encode(frames.float().to(adapter.recipe.device) / 127.5 - 1)
+        sigma = torch.full((len(x0),), NOISE, device=x0.device)
+        eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).to(x0.device)
+        backbone.predict(paths.noise(x0, eps, sigma), sigma, backbone.embed([c.caption for c in clips]))
+    assert adapter.seen is not None
+    assert adapter.seen.refinement is not None
+    return adapter.seen.refinement
