@@ -32,7 +32,8 @@ from .guards import TrainingWarning
 
 __all__ = ["Decoded", "Header", "VideoError", "choose", "probe", "rate", "read", "which"]
 
-CONTAINERS = "mov,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,gif"
+CONTAINERS = "mov,matroska,webm,avi"
+"""Every other kind is refused: playlists and image sequences open other files, and more kinds are more to trust."""
 MAX_PIXELS = 36_000_000
 """8K (8192 x 4320) and no more, our choice: a header may claim any size."""
 MAX_BYTES = 8 * 2**30
@@ -239,6 +240,8 @@ def _opened(path: str | Path) -> Iterator[tuple[Any, Any]]:
                 raise VideoError(f"{path} has no video stream: expected an mp4, mov, webm or mkv with pictures")
             stream = container.streams.video[0]
             context = stream.codec_context
+            if context is None:
+                raise VideoError(f"{path} is coded in a way that no decoder here knows; write it anew as H.264")
             if context.width * context.height > MAX_PIXELS:
                 raise VideoError(
                     f"{path} claims pictures of {context.width} x {context.height} px, above {MAX_PIXELS / 1e6:g} "
