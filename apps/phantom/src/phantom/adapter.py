@@ -21,14 +21,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from backbones import Text, WanBackbone
+from backbones import Text, VJEPA2Encoder, WanBackbone
 from backbones.block_adapter import Call
 from backbones.blocks import BlockStack, Tokens, blocks_of
 from phantom.branch import Branch, Joint
 from phantom.config import Recipe
-from phantom.latent import Basis, PhysicsLatent
+from phantom.latent import Basis, PhysicsLatent, source_of
 
-__all__ = ["PhantomAdapter"]
+__all__ = ["PhantomAdapter", "encoder_of"]
 
 ADDED = ("observed", "z", "force")
 
@@ -74,8 +74,28 @@ class PhantomAdapter(nn.Module):
             text_dim=spec.text_dim,
             stride_s=self.stride_s,
         )
+        self.origin: dict[str, Any] = {}  # of a loaded bundle
         self._walk: Walk | None = None
         self._joint: tuple[str, Joint] | None = None
+
+    @classmethod
+    def from_bundle(cls, bundle: Any, backbone: WanBackbone, *, recipe: Recipe | None = None) -> "PhantomAdapter":
+        """Build the adapter of a trained bundle; ValueError where its V-JEPA 2 is not to be had or is another one."""
+        recipe = recipe or Recipe.model_validate(bundle.meta["config"])
+        encoder = encoder_of(recipe)
+        dim = bundle.tensors["basis"]["mean"].numel()
+        basis = Basis(dim, recipe.physics.channels)
+        basis.load_state_dict(bundle.tensors["basis"])
+        if encoder is not None:
+            basis.check(source_of(encoder), recipe.physics.encoder)
+        adapter = cls(recipe, backbone, basis, encoder)
+        adapter.branch.load_state_dict(bundle.tensors["branch"])
+        adapter.origin = {
+            "sha256": bundle.meta["sha256"],
+            "made_for": {key: bundle.meta["backbone"][key] for key in ("id", "backbone_digest")},
+            "steps": {stage["name"]: stage["steps"] for stage in bundle.meta["stages"]},
+        }
+        return adapter.to(backbone.device).eval()
 
     def groups(self) -> dict[str, nn.Module]:
         """The parts that a bundle keeps."""
@@ -221,6 +241,11 @@ class PhantomAdapter(nn.Module):
             return self.latent.grid()
         h, w = self.recipe.physics.size or (4, 4)
         return h, w
+
+
+def encoder_of(recipe: Recipe) -> Any:
+    """The V-JEPA 2 of a recipe, None where z is not made of frames."""
+    return VJEPA2Encoder.load(recipe.physics.encoder, device=recipe.device) if recipe.physics.kind == "vjepa2" else None
 
 
 def _prefix(call: Call) -> int:

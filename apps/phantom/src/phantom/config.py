@@ -5,6 +5,7 @@ The defaults are the tiny recipe (the embedded backbone, the simulated world, a 
 prints neither rates nor sizes of its branch. Noise levels: sigma in [0, 1], 1 is noise.
 """
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,9 +13,21 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from phantom.coupling import Way
-from trainers import Config, Optim, load_config
+from trainers import Config, Optim, dump_config, load_config
 
-__all__ = ["RECIPES", "Branch", "Condition", "Couple", "Data", "Physics", "Recipe", "Weight", "load_recipe"]
+__all__ = [
+    "RECIPES",
+    "Branch",
+    "Condition",
+    "Couple",
+    "Data",
+    "Physics",
+    "Recipe",
+    "Weight",
+    "kind_of",
+    "load_recipe",
+    "override",
+]
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -126,3 +139,39 @@ def load_recipe(name: str | None = None, overrides: Sequence[str] = ()) -> Recip
     """Read a recipe by the name of a shipped one or by path (none: `tiny`), then apply overrides such as `steps=10`."""
     path = RECIPES / f"{name or 'tiny'}.yaml"
     return load_config(Recipe, path if path.is_file() else name, overrides)
+
+
+def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """Apply overrides such as `sampling.steps=10` to a recipe.
+
+    >>> override(Recipe(), ["sampling.steps=10"]).sampling.steps
+    10
+    """
+    if not overrides:
+        return recipe
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "recipe.yaml"
+        dump_config(recipe, path)
+        try:
+            return load_config(Recipe, path, list(overrides))
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(path), f"--set {' '.join(overrides)}")) from None
+
+
+def kind_of(recipe: Recipe) -> str:
+    """What a recipe trains, in a word or two: phantom, or the ablation or control that it is.
+
+    >>> kind_of(Recipe()), kind_of(Recipe(couple=Couple(way="none")))
+    ('phantom', 'no coupling')
+    """
+    if recipe.physics.kind != "vjepa2":
+        return {"fields": "phantom on exact fields", "noise": "phantom on noise"}[recipe.physics.kind]
+    if recipe.weight.end == 0:
+        return "branch without its loss"
+    ways = {
+        "none": "no coupling",
+        "to_video": "one way",
+        "to_physics": "one way to physics",
+        "joint": "joint attention",
+    }
+    return ways.get(recipe.couple.way, "fixed weight" if recipe.weight.fixed else "phantom")

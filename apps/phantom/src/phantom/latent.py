@@ -24,8 +24,8 @@ __all__ = ["Basis", "PhysicsLatent", "observed_latents", "source_of"]
 
 SOURCE_BYTES = 8
 FLOOR = 0.01
-"""Channels with less than this share of the first one's variance are not blown up to unit variance: they would teach the
-branch their rounding. Our choice."""
+"""Channels with less than this share of the first one's variance are not blown up to unit variance: they would teach
+the branch their rounding. Our choice."""
 
 
 def observed_latents(frames: int, stride: int = 4) -> int:

@@ -1,0 +1,68 @@
+"""Pictures: videos side by side under their names, and the physics latent as colours over time."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+__all__ = ["beside", "colours", "physics"]
+
+BAR = 20
+
+
+def beside(
+    films: Sequence[UInt8[np.ndarray, "t h w 3"]], names: Sequence[str], *, scale: int
+) -> UInt8[np.ndarray, "t H W 3"]:
+    """Put videos next to each other, enlarged, each under its name."""
+    from PIL import Image, ImageDraw
+
+    columns = []
+    for film, name in zip(films, names, strict=True):
+        large = film.repeat(scale, 1).repeat(scale, 2)
+        bar = Image.new("RGB", (large.shape[2], BAR), "white")
+        ImageDraw.Draw(bar).text((4, 4), name, fill="black")
+        head = np.broadcast_to(np.asarray(bar), (len(film), BAR, large.shape[2], 3))
+        columns.append(np.concatenate([head, large], 1))
+    return np.concatenate(columns, 2)
+
+
+def colours(z: Float[Tensor, "c t y x"]) -> UInt8[np.ndarray, "t y x 3"]:
+    """The three strongest channels of z (they are principal ones) as red, green and blue, each over its own range."""
+    three = z[:3].float()
+    low, high = (torch.quantile(three.flatten(1), q, dim=1)[:, None, None, None] for q in (0.02, 0.98))
+    scaled = ((three - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
+    return (scaled * 255).round().byte().permute(1, 2, 3, 0).numpy()
+
+
+def physics(
+    z: Float[Tensor, "c t y x"], film: UInt8[np.ndarray, "t h w 3"], adapter: Any, path: Path, prompt: str
+) -> Path:
+    """Draw the frames of each latent's centre above the physics latent in colours; write a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    tinted, times = colours(z), adapter.times_s(z.shape[1])
+    fps = adapter.backbone.spec.time.fps
+    figure, axes = plt.subplots(2, z.shape[1], figsize=(1.7 * z.shape[1], 4), squeeze=False)
+    for j, time in enumerate(times.tolist()):
+        axes[0, j].imshow(film[min(len(film) - 1, round(time * fps))])
+        axes[0, j].set_title(f"{time:.2f} s", fontsize=9)
+        axes[1, j].imshow(tinted[j], interpolation="nearest")
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    axes[0, 0].set_ylabel("video", fontsize=9)
+    axes[1, 0].set_ylabel(f"physics latent\n({adapter.recipe.physics.kind})", fontsize=9)
+    figure.suptitle(f"“{prompt}”", fontsize=10)
+    figure.text(
+        0.5, 0.01, "channels 1, 2, 3 of z as red, green, blue, each over its own range", ha="center", fontsize=8
+    )
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    plt.close(figure)
+    return path
