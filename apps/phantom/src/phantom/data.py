@@ -29,10 +29,12 @@ from trainers import ClipSpec, Filters, cache_job, read_records
 from trainers.cache import Cache, Producer, Source
 from trainers.data import Skipped
 
-__all__ = ["Clips", "Prepared", "fit_basis", "frames_of", "open_clips", "prepare", "producers"]
+__all__ = ["Clips", "Prepared", "fit_basis", "frames_of", "held_out", "open_clips", "prepare", "producers"]
 
 SCHEMA = 1
 """Part of every producer: raise it when what is stored changes its meaning."""
+HELD_CLIPS = 64
+"""Clips of the held-out loss: our choice."""
 FIT_CLIPS = 512
 """Clips that the basis of z is fitted on at most: our choice."""
 
@@ -140,6 +142,17 @@ def prepare(
     kept = [item for item in items if item.id not in lost]
     keys = [(Source.of(i.media, spec=i.spec).key, Source.of(captions[i.id].encode()).key) for i in kept]
     return Prepared(open_clips(recipe, backbone, encoder, cache, keys, basis), len(keys), report.made, tuple(skipped))
+
+
+def held_out(
+    recipe: Recipe, backbone: WanBackbone, encoder: Any, root: Path, basis: Basis, *, quiet: bool = False
+) -> "Clips | None":
+    """Clips of the world's `val` split for the held-out loss; None for other sources, which keep nothing back."""
+    if recipe.data.source != "world":
+        return None
+    data = recipe.data.model_copy(update={"split": "val", "clips": HELD_CLIPS})
+    held = recipe.model_copy(update={"data": data})
+    return prepare(held, backbone, encoder, root, basis=basis, quiet=quiet).data
 
 
 def open_clips(

@@ -1,7 +1,7 @@
 """Videos from prompts, images or observed frames, with Phantom and without it, and the physics that went beside them.
 
-Beside each mp4 lies a json with all that made it: prompt, seed, which physics latent was used, what was observed, bundle,
-recipe, versions. A comparison uses one noise for both sides and names them.
+Beside each mp4 lies a json with all that made it: prompt, seed, which physics latent was used, what was observed,
+bundle, recipe, versions. A comparison uses one noise for both sides and names them.
 """
 
 import json

@@ -60,9 +60,8 @@ def physics(
     axes[0, 0].set_ylabel("video", fontsize=9)
     axes[1, 0].set_ylabel(f"physics latent\n({adapter.recipe.physics.kind})", fontsize=9)
     figure.suptitle(f"“{prompt}”", fontsize=10)
-    figure.text(
-        0.5, 0.01, "channels 1, 2, 3 of z as red, green, blue, each over its own range", ha="center", fontsize=8
-    )
+    legend = "channels 1, 2, 3 of z as red, green, blue, each over its own range"
+    figure.text(0.5, 0.01, legend, ha="center", fontsize=8)
     figure.savefig(path, dpi=120, bbox_inches="tight")
     plt.close(figure)
     return path

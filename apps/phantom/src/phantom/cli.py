@@ -1,0 +1,299 @@
+"""The command line: check, plan, cache, train, generate, evaluate, export, time.
+
+Every command takes `--config RECIPE.yaml` (or the name of a shipped recipe; none: `tiny`) and `--set a.b=c`. What a
+user got wrong is one red line and exit code 1 (2 for a wrong command line, 130 for Ctrl-C), never a traceback. Results
+go to stdout, progress and what to do next to stderr.
+"""
+
+import functools
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from backbones import WanBackbone
+    from phantom.adapter import PhantomAdapter
+    from phantom.config import Recipe
+
+__all__ = ["app"]
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when transformers is first imported
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+app = typer.Typer(
+    help="Phantom: pixels and physics sampled in lockstep, one stream frozen, one trained.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+shown = Console(width=None if sys.stdout.isatty() else 120)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Config = Annotated[str | None, typer.Option("--config", help="recipe file, or the name of a shipped one")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="override, such as physics.channels=16 (repeatable)")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bars")]
+Cached = Annotated[Path, typer.Option("--cache", help="folder of the cache")]
+Out = Annotated[Path, typer.Option("--out", help="folder of the run")]
+Bundled = Annotated[Path | None, typer.Option("--bundle", help="folder of a trained bundle (none: the shipped one)")]
+Bundles = Annotated[list[Path] | None, typer.Option("--bundle", help="folder of a trained bundle (repeatable)")]
+
+
+def friendly(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn what a user got wrong into one red line, and warnings into yellow ones."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        warnings.showwarning = _show_warning
+        try:
+            return command(*args, **kwargs)
+        except (ValueError, ArithmeticError, ImportError, OSError) as error:
+            errors.print(f"error: {error}", style="bold red", markup=False)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            errors.print("stopped; what is written is whole, the same command goes on (train: with --resume)")
+            raise typer.Exit(130) from None
+
+    return run
+
+
+@app.command()
+@friendly
+def cache(config: Config = None, set_: Set = None, root: Cached = Path("runs/cache"), quiet: Quiet = False) -> None:
+    """Make latents, text and physics features of the recipe's clips; run it again to go on."""
+    from phantom.data import prepare
+
+    recipe, backbone, encoder = _load(config, set_)
+    found = prepare(recipe, backbone, encoder, root, quiet=quiet)
+    _left_out(found.skipped)
+    summary = {"clips": found.clips, "computed": found.computed, "skipped": len(found.skipped)}
+    summary |= {"physics": recipe.physics.kind, "explained": round(float(found.data.basis.explained), 4)}
+    print(json.dumps(summary))
+    _next(f"`phantom train --out RUN --cache {root}` with the same --config and --set")
+
+
+@app.command()
+@friendly
+def train(
+    config: Config = None,
+    set_: Set = None,
+    out: Out = Path("runs/phantom"),
+    root: Cached = Path("runs/cache"),
+    resume: Annotated[bool, typer.Option("--resume", help="go on where the run was stopped")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train the physics stream and the couplings and write `OUT/bundle`; a killed run goes on with --resume."""
+    from phantom.data import held_out, prepare
+    from phantom.train import train as run
+
+    recipe, backbone, encoder = _load(config, set_)
+    found = prepare(recipe, backbone, encoder, root, quiet=quiet)
+    _left_out(found.skipped)
+    held = held_out(recipe, backbone, encoder, root, found.data.basis, quiet=quiet)
+    _, result = run(recipe, backbone, encoder, found.data, out=out, held=held, resume=resume, quiet=quiet)
+    summary = {
+        "bundle": str(out / "bundle"),
+        "physics": recipe.physics.kind,
+        "clips": found.clips,
+        "steps": result.global_step,
+        "seconds": round(result.seconds, 1),
+        "losses": {name: round(value, 5) for name, value in result.losses.items()},
+    }
+    print(json.dumps(summary))
+    bundle = out / "bundle"
+    _next(f'`phantom generate "PROMPT" --bundle {bundle} --compare --out x.mp4`, `phantom evaluate --bundle {bundle}`')
+
+
+@app.command()
+@friendly
+def generate(
+    prompt: Annotated[str, typer.Argument(help="what the video shows")],
+    config: Config = None,
+    set_: Set = None,
+    bundle: Bundled = None,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    compare: Annotated[bool, typer.Option("--compare", help="base on the left, same noise")] = False,
+    image: Annotated[Path | None, typer.Option("--image", help="first frame (image to video)")] = None,
+    film: Annotated[Path | None, typer.Option("--video", help="observed beginning (video to video)")] = None,
+    save_physics: Annotated[bool, typer.Option("--save-physics", help="keep z and draw it")] = False,
+    follow: Annotated[Path | None, typer.Option("--follow", help="a video whose physics is to be followed")] = None,
+    out: Annotated[Path, typer.Option("--out", help="mp4 to write; a json lies beside it")] = Path("video.mp4"),
+) -> None:
+    """Generate a video; without --config, the settings are those that the bundle was trained with."""
+    from phantom.generate import generate as run
+    from phantom.generate import named, observe
+
+    out = named(out)
+    backbone, adapter = _load_trained(config, set_, bundle)
+    observed, notes = observe(adapter.recipe, image=image, film=film)
+    for note in notes:
+        errors.print(f"note: {note}", style="yellow", markup=False)
+    for path in run(
+        backbone,
+        adapter,
+        prompt,
+        seed=seed,
+        out=out,
+        compare=compare,
+        observed=observed,
+        save_physics=save_physics,
+        follow=follow,
+    ):
+        print(path)
+
+
+@app.command()
+@friendly
+def evaluate(
+    config: Config = None,
+    set_: Set = None,
+    bundle: Bundles = None,
+    clips: Annotated[int, typer.Option("--clips", min=1, help="captions a mechanism")] = 8,
+    split: Annotated[str, typer.Option("--split", help="val, test or ood")] = "test",
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    observed: Annotated[int, typer.Option("--observed", min=0, help="true frames given, 4m + 1 (0: none)")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="JSON to write, clip by clip")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure base and bundles on held-out captions of the simulated world: passes, scores, paired differences."""
+    from phantom.config import kind_of
+    from phantom.evaluate import compare
+    from phantom.evaluate import evaluate as run
+    from phantom.generate import load_adapter
+
+    backbone, adapter = _load_trained(config, set_, bundle[0] if bundle else None)
+    recipe = adapter.recipe
+    adapters = {kind_of(recipe): adapter}
+    if bundle and len(bundle) > 1:
+        adapters = {str(folder): load_adapter(folder, backbone) for folder in bundle}
+    result = run(backbone, adapters, recipe, clips=clips, split=split, seed=seed, observed=observed, quiet=quiet)
+    given = f", {observed} observed frames" if observed else ""
+    for name in adapters:
+        title = f"{name}: {clips} captions a mechanism ({split}{given}), paired noise"
+        table = Table("mechanism", "pass base", "pass", "score base", "score", "difference [95 %]", title=title)
+        for mechanism, d in compare([result], [name]).items():
+            figures = [_mean(part[w], mechanism) for part in (result.passed, result.scores) for w in ("base", name)]
+            table.add_row(mechanism, *(f"{x:.3f}" for x in figures), f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]")
+        shown.print(table)
+    shares = ", ".join(f"{name} {value:.3f}" for name, value in result.diversity.items())
+    shown.print(f"diversity (mean distance between samples of one caption): {shares}")
+    shown.print(
+        "pass: share of clips within every gate of their law; score: 0 to 1, real clips near 1; the interval covers the"
+        " choice of clips alone"
+    )
+    if out is not None:
+        print(result.save(out))
+
+
+@app.command()
+@friendly
+def export(
+    run: Annotated[Path, typer.Argument(help="folder of a run (`phantom train --out`)")],
+    out: Annotated[Path, typer.Option("--out", help="folder of the bundle")],
+    root: Cached = Path("runs/cache"),
+) -> None:
+    """Write the bundle of a run's newest checkpoint, load it back, and prove that it changes the backbone's output."""
+    from backbones import attach, sample
+    from phantom.data import prepare
+    from phantom.train import fresh, newest, save_bundle
+
+    if not (run / "recipe.yaml").is_file():
+        raise ValueError(f"expected the folder of a run with a recipe.yaml, got {run}")
+    recipe, backbone, encoder = _load(str(run / "recipe.yaml"), None)
+    weights = newest(run)
+    basis = prepare(recipe, backbone, encoder, root, quiet=True).data.basis
+    adapter = fresh(recipe, backbone, basis, encoder)
+    adapter.branch.load_state_dict(weights["branch"])
+    save_bundle(adapter, backbone, out)
+    d = recipe.data
+    two = functools.partial(
+        sample, backbone, ["a ball"], seed=0, frames=d.frames, height=d.height, width=d.width, steps=2
+    )
+    base = two()
+    with attach(backbone, out):
+        changed = float((two() - base).abs().mean())
+    if not 0 < changed < float("inf") and recipe.couple.way not in ("none", "to_physics"):
+        raise ValueError(f"the exported bundle changes nothing (mean difference {changed}): train it first")
+    print(json.dumps({"bundle": str(out), "mean_change": changed}))
+    _next(f'`phantom generate "PROMPT" --bundle {out}`')
+
+
+def _mean(part: dict[str, list[Any]], mechanism: str) -> float:
+    values = [v for m, row in part.items() if mechanism in ("all", m) for v in row]
+    return sum(map(float, values)) / len(values)
+
+
+def _load(config: str | None, overrides: list[str] | None) -> "tuple[Recipe, WanBackbone, Any]":
+    from phantom.adapter import encoder_of
+    from phantom.config import load_recipe
+
+    recipe = load_recipe(config, overrides or [])
+    backbone = _backbone(recipe)
+    return recipe, backbone, encoder_of(recipe)
+
+
+def _load_trained(
+    config: str | None, overrides: list[str] | None, folder: Path | None
+) -> "tuple[WanBackbone, PhantomAdapter]":
+    from phantom.config import load_recipe
+    from phantom.generate import load_adapter, recipe_of
+
+    recipe = load_recipe(config, overrides or []) if config is not None else recipe_of(folder, overrides or [])
+    try:
+        backbone = _backbone(recipe)
+    except ValueError as error:
+        if config is not None or any(o.startswith("backbone=") for o in overrides or []):
+            raise
+        raise ValueError(
+            f"{error}; the bundle was trained on it: say with --set backbone=... where it is now"
+        ) from None
+    return backbone, load_adapter(folder, backbone, recipe=recipe)
+
+
+def _backbone(recipe: "Recipe") -> "WanBackbone":
+    import torch
+    from transformers.utils import logging
+
+    from backbones import WanBackbone, load
+
+    if recipe.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"expected a CUDA device for device={recipe.device}, found none on this machine; set device=cpu"
+        )
+    logging.disable_progress_bar()  # "Loading weights" for files of a megabyte
+    dtype = None if recipe.dtype == "float32" else getattr(torch, recipe.dtype)
+    backbone = load(recipe.backbone, device=recipe.device, dtype=dtype)
+    if not isinstance(backbone, WanBackbone):
+        raise ValueError(f"expected a Wan TI2V for backbone={recipe.backbone}, got {type(backbone).__name__}")
+    return backbone
+
+
+def _left_out(skipped: Any) -> None:
+    for s in skipped:
+        errors.print(f"left out: {s.path}: {s.why}", style="yellow", markup=False)
+
+
+def _next(what: str) -> None:
+    errors.print(f"next: {what}", style="dim", markup=False)
+
+
+_said: set[str] = set()
+
+
+def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:
+    if not issubclass(category, (DeprecationWarning, FutureWarning)) and str(message) not in _said:
+        _said.add(str(message))
+        errors.print(f"warning: {message}", style="yellow", markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(app())
