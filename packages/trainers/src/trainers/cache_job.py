@@ -47,12 +47,16 @@ FLUSH_S = 60.0
 
 @dataclass(frozen=True)
 class Item:
-    """One thing to be cached. `source` hashes its content and `load` gets it, both when its turn has come; a ValueError
-    or OSError of either leaves it out. Of what loads to something with `times_s` (a clip) these are stored, too."""
+    """One thing to be cached: its content (a file, or bytes), what gets it as `spec` says, and what to note beside it.
+
+    It is hashed and loaded when its turn has come; a ValueError or OSError of either leaves it out. Of what loads to
+    something with `times_s` (a clip) these are stored, too.
+    """
 
     id: str
-    source: Callable[[], Source]
+    media: str | Path | bytes
     load: Callable[[], Any]
+    spec: Any = None
     noted: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -65,8 +69,9 @@ def clips(records: Iterable[Record], spec: video.ClipSpec) -> list[Item]:
     return [
         Item(
             record.id,
-            partial(Source.of, record.path, spec=spec),
+            record.path,
             partial(video.load, record.path, spec),
+            spec,
             {
                 "id": record.id,
                 "caption": record.caption,
@@ -119,7 +124,7 @@ class Worker:
             raise ValueError(f"expected batch and threads >= 1 and producers, got {batch}, {threads}, {producers}")
         self.cache, self.build, self.producers = cache, build, dict(producers)
         self.batch, self.threads, self.stale = batch, threads, stale
-        self.specs: set[str] = set()
+        self.specs: set[str] = set()  # of the items so far, as JSON
         self._produce: Produce | None = None
         self._flushed = time.monotonic()
 
@@ -160,7 +165,7 @@ class Worker:
         taken: set[str] = set()
         for item in items:
             try:
-                source = item.source()
+                source = Source.of(item.media, spec=item.spec)
             except (ValueError, OSError) as error:
                 waiting.append(_failed(item, "", error))
                 continue
@@ -308,8 +313,7 @@ def make(
                     reporter.add(outcome)
                     bar.update(done)
         finally:
-            spec = json.loads(next(iter(worker.specs))) if len(worker.specs) == 1 else None
-            report = reporter.close(batch=worker.batch, producers=worker.producers, spec=spec)
+            report = reporter.close(batch=worker.batch, producers=worker.producers, specs=worker.specs)
     if asked.stop:
         raise signals.Stopped(f"stopped by SIGTERM after {report.made} of {len(own)} items: run again to go on")
     if (why := reporter.none_left()) is not None:

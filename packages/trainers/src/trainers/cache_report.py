@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from .artefact import Producer, plain
 from .cache_shard import explained, placed
@@ -55,9 +55,7 @@ class Reporter:
         self._started = time.monotonic()
         with explained(root):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lines = self.path.with_suffix(".jsonl").open("a", encoding="utf-8")
-            if self._lines.tell():
-                self._lines.write("\n")  # a kill may have cut the last line: what follows begins on a new one
+        self._begun = False
 
     def add(self, outcome: Outcome) -> None:
         """Take in what became of an item."""
@@ -65,13 +63,14 @@ class Reporter:
         if outcome.status == "failed":
             self.failed.append(Skipped(outcome.id, outcome.why))
         if outcome.status != "there":
-            with explained(self.root):
-                self._lines.write(json.dumps(asdict(outcome)) + "\n")
-                self._lines.flush()
+            with explained(self.root), self.path.with_suffix(".jsonl").open("a", encoding="utf-8") as file:
+                if not self._begun and file.tell():
+                    file.write("\n")  # a kill may have cut the last line: what follows begins on a new one
+                file.write(json.dumps(asdict(outcome)) + "\n")
+            self._begun = True
 
-    def close(self, *, batch: int, producers: Mapping[str, Producer], spec: Any = None) -> Report:
-        """Write the summary and return it. `producers` and `spec` go along, to be compared with later ones."""
-        self._lines.close()
+    def close(self, *, batch: int, producers: Mapping[str, Producer], specs: set[str]) -> Report:
+        """Write the summary and return it. `producers` and the spec, if all items had one, go along, for `stale`."""
         seconds = round(time.monotonic() - self._started, 3)
         report = Report(
             rank=self.rank,
@@ -79,12 +78,13 @@ class Reporter:
             items=self.items,
             made=self._counts["made"],
             there=self._counts["there"],
-            failed=tuple(self.failed),
+            failed=tuple(sorted(self.failed, key=lambda item: item.path)),
             batch=batch,
             seconds=seconds,
             path=self.path,
         )
         tree = {key: value for key, value in asdict(report).items() if key != "path"}
+        spec = json.loads(next(iter(specs))) if len(specs) == 1 else None
         tree |= {"producers": {name: plain(producer) for name, producer in producers.items()}, "spec": spec}
         with placed(self.path.parent, self.path.name) as part:
             part.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")

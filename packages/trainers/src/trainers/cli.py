@@ -68,7 +68,7 @@ def stale(
 
 @cache.command()
 def verify(root: Root, drop: Forget = False) -> None:
-    """Read everything: checksums, finite, dtypes and shapes as the producers say. Exits with 1 if something is wrong."""
+    """Read everything: checksums, finite, dtypes and shapes as the producers say. Exits with 1 if some is wrong."""
     with Cache(root) as store:
         bad = cache_upkeep.verify(store)
         for row in bad:
