@@ -16,13 +16,13 @@ from typing import Any
 import torch
 
 from prophy.config import Recipe
-from prophy.data import FLUSH_S, maps_present, teacher_of
-from prophy.labels import names, vector
+from prophy.data import FLUSH_S, named, teacher_of
+from prophy.labels import vector
 from prophy.sources import clips_of
 from trainers import show
 from trainers.cache import Cache
 from trainers.data import Skipped
-from vlmdistill import PLACELESS, pack
+from vlmdistill import pack
 from vlmdistill.clips import Clip as Seen
 from vlmdistill.vlm import Vlm, annotate, load
 
@@ -62,7 +62,6 @@ def annotate_clips(recipe: Recipe, root: Path, vlm: Vlm | None = None, *, quiet:
     assert key is not None
     cache = Cache(root)
     source = clips_of(recipe, lambda _: None)
-    known = names(recipe.data.vocabulary)
     skipped: list[Skipped] = []
     mine = computed = placeless = 0
     flushed = time.monotonic()
@@ -73,10 +72,9 @@ def annotate_clips(recipe: Recipe, root: Path, vlm: Vlm | None = None, *, quiet:
                 if index % world_size != rank:
                     continue
                 mine += 1
-                marks = vector(clip.labels, recipe.data.vocabulary).tolist()
-                present = [n for n, there in zip(known, marks, strict=True) if there]
-                placeless += not [n for n in present if n not in PLACELESS]
-                if maps_present(cache, key(clip.content), present):
+                present = named(vector(clip.labels, recipe.data.vocabulary), recipe)
+                placeless += not present
+                if cache.has(key(clip.content, present)):
                     continue
                 try:
                     frames = torch.from_numpy(clip.frames())
@@ -90,9 +88,8 @@ def annotate_clips(recipe: Recipe, root: Path, vlm: Vlm | None = None, *, quiet:
                     layers=recipe.targets.layers,
                     new_tokens=recipe.targets.max_new_tokens,
                 )
-                cache.drop([key(clip.content)])  # an entry for fewer categories, of labels that were corrected since
                 tensors, meta = pack(maps)
-                cache.put(key(clip.content), tensors, meta)
+                cache.put(key(clip.content, present), tensors, meta)
                 computed += 1
                 if time.monotonic() - flushed > FLUSH_S:
                     cache.flush()

@@ -19,7 +19,6 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from backbones import Backbone
     from prophy.config import Recipe
     from prophy.data import Prepared
 
@@ -128,8 +127,8 @@ def plan(config: Config = None, set_: Set = None) -> None:
     weights = sum(count(group) for group in adapter.groups().values())
     c, t, h, w = backbone.spec.latent.shape(d.frames, d.height, d.width)
     tokens = grid[0] * grid[1] * grid[2]
-    hidden = tokens * backbone.transformer.config.num_attention_heads  # pyright: ignore
-    hidden *= backbone.transformer.config.attention_head_dim  # pyright: ignore
+    hidden = tokens * backbone.transformer.config.num_attention_heads
+    hidden *= backbone.transformer.config.attention_head_dim
     half = 2 if recipe.dtype == "bfloat16" else 4
     stored = 4 * (c * t * h * w + backbone.spec.text_length * backbone.spec.text_dim)
     shown.print(f"{weights:,} parameters, {16 * weights / 1e9:.3f} GB with gradients and optimizer")
@@ -357,7 +356,7 @@ def time(
     print(json.dumps(measure(recipe, backbone, steps=steps)))
 
 
-def _load(config: str | None, overrides: list[str] | None) -> "tuple[Recipe, Backbone]":
+def _load(config: str | None, overrides: list[str] | None) -> "tuple[Recipe, Any]":
     from prophy.config import load_recipe
 
     recipe = load_recipe(config, overrides or [])
@@ -365,8 +364,8 @@ def _load(config: str | None, overrides: list[str] | None) -> "tuple[Recipe, Bac
 
 
 def _load_trained(
-    config: str | None, overrides: list[str] | None, folder: Path | None, backbone: "Backbone | None" = None
-) -> "tuple[Backbone, Any]":
+    config: str | None, overrides: list[str] | None, folder: Path | None, backbone: Any = None
+) -> tuple[Any, Any]:
     from prophy.config import load_recipe
     from prophy.generate import load_adapter, recipe_of
 
@@ -382,7 +381,7 @@ def _load_trained(
     return backbone, load_adapter(folder, backbone, recipe=recipe)
 
 
-def _backbone(recipe: "Recipe") -> "Backbone":
+def _backbone(recipe: "Recipe") -> Any:
     import torch
     from transformers.utils import logging
 

@@ -32,7 +32,7 @@ from trainers.cache import Cache
 from trainers.data import Skipped
 from vlmdistill import PLACELESS, Contrast, pack, token_targets, unpack
 
-__all__ = ["Clips", "Prepared", "Row", "maps_present", "prepare", "teacher_of", "token_grid"]
+__all__ = ["Clips", "MapsKey", "Prepared", "Row", "prepare", "teacher_of", "token_grid"]
 
 FORMAT = "prophy-1"
 """Part of every key: raise it when what is stored changes its meaning."""
@@ -42,6 +42,10 @@ FLUSH_S = 60.0
 """A kill loses no more seconds of work than this and one batch."""
 LISTED = 10
 """Left-out clips that an error names."""
+
+
+MapsKey = Callable[[str, Sequence[str]], str]
+"""From a clip's content and its categories to the key of its maps: other labels, other questions."""
 
 
 @dataclass(frozen=True)
@@ -152,12 +156,7 @@ def prepare(recipe: Recipe, backbone: Backbone, root: Path, *, quiet: bool = Fal
     return Prepared(data, len(rows), store.computed, teacher, tuple(skipped), counts, tuple(source.notes))
 
 
-def maps_present(cache: Cache, key: str, present: Sequence[str]) -> bool:
-    """Whether the cache holds a clip's maps for all of its categories that have a place."""
-    return cache.has(key) and set(cache.names(key)) >= {f"vlm.{name}" for name in present if name not in PLACELESS}
-
-
-def teacher_of(recipe: Recipe, *, always: bool = False) -> tuple[str, Callable[[str], str] | None]:
+def teacher_of(recipe: Recipe, *, always: bool = False) -> tuple[str, MapsKey | None]:
     """Who makes the token targets, in words, and the key of a clip's maps in the cache (None: nobody is needed).
 
     `always`: also for a recipe that does not align. ValueError where a recipe aligns tokens and nobody can say where a
@@ -172,8 +171,9 @@ def teacher_of(recipe: Recipe, *, always: bool = False) -> tuple[str, Callable[[
             raise ValueError("expected a model for targets.source=vlm: --set targets.vlm=FOLDER or hub id")
         spec = {"layers": t.layers, "tokens": t.max_new_tokens, "fps": t.fps}
         spec |= {"frames": recipe.data.frames, "clip_fps": recipe.data.fps}
-        return f"vision-language model {t.vlm}", lambda c: Cache.key(
-            c.encode(), spec=spec, producer=f"{FORMAT}/{t.vlm}"
+        producer = f"{FORMAT}/{t.vlm}"
+        return f"vision-language model {t.vlm}", lambda content, categories: Cache.key(
+            content.encode(), spec=spec | {"categories": list(categories)}, producer=producer
         )
     if recipe.data.source != "world":
         raise ValueError(
@@ -185,7 +185,7 @@ def teacher_of(recipe: Recipe, *, always: bool = False) -> tuple[str, Callable[[
             f"expected data.vocabulary=mechanisms for the exact fields of the world, got {recipe.data.vocabulary}"
         )
     producer = f"{FORMAT}/fields/{t.contact_frames}"
-    return where.SOURCE, lambda c: Cache.key(c.encode(), producer=producer)
+    return where.SOURCE, lambda content, _: Cache.key(content.encode(), producer=producer)
 
 
 def token_grid(recipe: Recipe, backbone: Backbone) -> tuple[tuple[int, int, int], Float[Tensor, " t"]]:
@@ -205,7 +205,7 @@ def token_grid(recipe: Recipe, backbone: Backbone) -> tuple[tuple[int, int, int]
 class Store:
     """The cache with what makes its entries; `maps_key` where exact fields are to be read on the way."""
 
-    def __init__(self, recipe: Recipe, backbone: Backbone, cache: Cache, maps_key: Callable[[str], str] | None) -> None:
+    def __init__(self, recipe: Recipe, backbone: Backbone, cache: Cache, maps_key: MapsKey | None) -> None:
         d = recipe.data
         self.recipe, self.backbone, self.cache, self.maps_key = recipe, backbone, cache, maps_key
         self.producer = f"{FORMAT}/{backbone.digest}"
@@ -219,7 +219,7 @@ class Store:
 
     def noted(self, content: str) -> dict[str, Any] | None:
         """What was noted of a clip of which everything is there."""
-        there = self.cache.has(self.key(content)) and (not self.maps_key or self.cache.has(self.maps_key(content)))
+        there = self.cache.has(self.key(content)) and (not self.maps_key or self.cache.has(self.maps_key(content, ())))
         return self.cache.meta(self.key(content)) if there else None
 
     def encode(self, waiting: Sequence[Clip]) -> None:
@@ -241,7 +241,7 @@ class Store:
             if self.maps_key is not None and clip.truth is not None:
                 contact = self.recipe.targets.contact_frames
                 tensors, meta = pack(where.seen_in(clip.truth(), clip.labels.mechanisms, contact_frames=contact))
-                self.cache.put(self.maps_key(clip.content), tensors, meta)
+                self.cache.put(self.maps_key(clip.content, ()), tensors, meta)
             about = {"caption": clip.caption, "labels": list(clip.labels.mechanisms), "id": clip.id}
             about |= {"annotation": clip.annotation}
             self.cache.put(self.key(clip.content), {"latent": latent.float().cpu()}, about)
@@ -283,12 +283,13 @@ def _rows(
     kept: Sequence[Clip],
     latent_key: Callable[[str], str],
     said: dict[str, str],
-    maps_key: Callable[[str], str] | None,
+    maps_key: MapsKey | None,
 ) -> list[Row]:
     vectors = torch.stack([vector(clip.labels, recipe.data.vocabulary) for clip in kept])
+    keys = [maps_key(c.content, named(v, recipe)) if maps_key else None for c, v in zip(kept, vectors, strict=True)]
     if recipe.data.labels == "shuffled":
         vectors = shuffled(vectors, recipe.seed)
-    without = [clip.id for clip in kept if maps_key is not None and not cache.has(maps_key(clip.content))]
+    without = [clip.id for clip, key in zip(kept, keys, strict=True) if key is not None and not cache.has(key)]
     if without:
         shown = ", ".join(without[:LISTED])
         raise ValueError(
@@ -304,9 +305,15 @@ def _rows(
         Row(
             latent=latent_key(clip.content),
             text=said[clip.caption],
-            maps=None if maps_key is None else maps_key(clip.content),
+            maps=key,
             labels=labels,
             quantities=numbers(clip.annotation),
         )
-        for clip, labels in zip(kept, vectors, strict=True)
+        for clip, labels, key in zip(kept, vectors, keys, strict=True)
     ]
+
+
+def named(marks: Float[Tensor, " L"], recipe: Recipe) -> list[str]:
+    """The categories of a label vector that have a place in a video, and so a question."""
+    known = names(recipe.data.vocabulary)
+    return [n for n, there in zip(known, marks.tolist(), strict=True) if there and n not in PLACELESS]

@@ -21,6 +21,7 @@ from backbones import Backbone, Text, bundle, paths
 from prophy import losses
 from prophy.adapter import ProphyAdapter, answering
 from prophy.config import Recipe
+from prophy.wisa import WisaAdapter
 from trainers import FitResult, InMemory, Length, MapStyle, Progress, Stage, checkpoint, dump_config, fit
 
 __all__ = ["Trainer", "adapter_of", "fresh", "kind_of", "ready", "save_bundle", "stages", "train"]
@@ -112,7 +113,7 @@ def kind_of(recipe: Recipe) -> str:
 
 def adapter_of(recipe: Recipe) -> type:
     """The class that a recipe trains."""
-    return ProphyAdapter
+    return WisaAdapter if recipe.adapter == "wisa" else ProphyAdapter
 
 
 def fresh(recipe: Recipe, backbone: Backbone) -> Any:
