@@ -3,7 +3,13 @@
 import pytest
 
 import physworld
-from physexperts import MECHANISMS, from_text, from_wisa
+import vlmdistill
+from physexperts import CATEGORIES, LAWS, MECHANISMS, from_text, from_wisa
+
+
+def test_questions_are_asked_for_the_categories_of_the_vocabulary_in_its_order():
+    names = tuple(name for _, name in CATEGORIES)
+    assert {"laws": LAWS, "wisa": names, "mechanisms": MECHANISMS} == vlmdistill.VOCABULARIES
 
 
 def test_the_world_has_the_eight_mechanisms_of_the_vocabulary_in_its_order():

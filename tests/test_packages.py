@@ -22,6 +22,7 @@ APPS = [name for name, folder in MEMBERS.items() if folder.parent.name == "apps"
 LIGHT = {
     "physfields": {"diffusers", "transformers", "accelerate", "scipy", "matplotlib", "cv2"},
     "physexperts": {"diffusers", "transformers", "accelerate", "scipy", "matplotlib", "cv2"},
+    "vlmdistill": {"diffusers", "transformers", "accelerate", "matplotlib", "PIL", "cv2"},
     "physworld": {"torch", "diffusers", "transformers", "accelerate", "matplotlib", "cv2"},
     "backbones": {"matplotlib", "deepspeed"},
     "trainers": {"diffusers", "transformers", "deepspeed", "torchcodec", "matplotlib"},
