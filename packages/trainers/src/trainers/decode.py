@@ -139,7 +139,7 @@ def probe(path: str | Path) -> Header:
         if frame.rotation % 180:
             height, width = width, height
     if not frames or not fps > 0:
-        stamps, base, _ = _timeline(path)
+        stamps, base, _ = _timeline(path, look=False)
         frames = len(stamps)
         fps = float((frames - 1) / ((stamps[-1] - stamps[0]) * base)) if frames > 1 else 1.0
     return Header(width, height, frames, fps)
@@ -184,7 +184,7 @@ def choose(
     frame is kept, so that the memory is that of the result.
     """
     name = which(decoder)
-    stamps, base, size = _timeline(path)
+    stamps, base, size = _timeline(path, look=name == "torchcodec")
 
     def chosen(stamps: Sequence[int]) -> Decoded:
         times_s = np.array([(stamp - stamps[0]) * base.numerator / base.denominator for stamp in stamps])
@@ -258,9 +258,12 @@ def _opened(path: str | Path) -> Iterator[tuple[Any, Any]]:
         ) from None
 
 
-def _timeline(path: str | Path) -> tuple[list[int], Fraction, int]:
+def _timeline(path: str | Path, *, look: bool) -> tuple[list[int], Fraction, int]:
     """Presentation stamps of all frames in order, from the packets alone; the time base; pixels of a picture (0: not
-    known before decoding)."""
+    known before decoding).
+
+    `look`: decode the first frame, under the limits that PyAV sets and torchcodec does not know.
+    """
     with _opened(path) as (container, stream):
         stamps: list[int | None] = []
         held = 0
@@ -270,6 +273,7 @@ def _timeline(path: str | Path) -> tuple[list[int], Fraction, int]:
             if packet.is_corrupt:
                 raise VideoError(f"{path} is cut short in packet {held}; fetch it again")
             held += 1
+            look = look and not packet.decode()
             if not packet.is_discard:  # what an edit list cuts away is there and is not shown
                 stamps.append(packet.pts)
         if stream.frames and held < stream.frames:
