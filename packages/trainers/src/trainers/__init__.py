@@ -3,7 +3,9 @@
 from importlib.metadata import version
 
 from . import cache, checkpoint, data, show, video
+from .buckets import Buckets, sizes_of
 from .cache import Cache
+from .clips import Clips
 from .config import Config, did_you_mean, dump_config, load_config
 from .data import Filters, InMemory, Record, Skipped, collate, read_records
 from .groups import named_groups
@@ -19,8 +21,10 @@ from .video import ClipSpec, Decoded, VideoError
 
 __all__ = [
     "EMA",
+    "Buckets",
     "Cache",
     "ClipSpec",
+    "Clips",
     "Config",
     "Decoded",
     "Filters",
@@ -63,6 +67,7 @@ __all__ = [
     "named_groups",
     "read_records",
     "show",
+    "sizes_of",
     "video",
 ]
 __version__ = version("phystrainers")
