@@ -1,14 +1,17 @@
 """Killed at any moment, a cache job leaves a store that loads, loses what was in no shard yet, and doubles nothing.
 
-Moments are seeded: before a line of the cache's code (every line that runs in the main thread is counted), or after a
-time, which falls into libraries, too. The children are forked, so that imports are paid once.
+Moments are seeded: before a line of the cache's code, each line being as likely however often it runs, or after a time,
+which falls into libraries, too. The children are forked, so that imports are paid once.
 """
 
+import json
 import os
 import random
 import signal
 import sys
 import traceback
+from collections import Counter
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -43,8 +46,9 @@ def build():
 def entries(root):
     """What the store holds; nothing in it is broken, and nothing lies in it twice."""
     with Cache(root) as cache:
-        assert verify(cache) == []
         keys = cache.keys()
+        assert verify(cache) == []
+        assert cache.keys() == keys
         assert len(set(keys)) == len(keys)
         found = {key: (cache.meta(key), {n: cache.get(key, n).tolist() for n in cache.names(key)}) for key in keys}
     rows = [(a.key, a.name) for path in root.glob("*.safetensors") for a in contents(path).artefacts]
@@ -73,37 +77,33 @@ def ended(child):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def traced(at_line, then):
-    """Call `then` before the `at_line`-th line of the cache's own code."""
-    count = 0
+def traced(before_line):
+    """Call `before_line(frame)` before every line of the cache's own code in this thread."""
 
     def line(frame, event, _):
-        nonlocal count
         if event == "line":
-            count += 1
-            if count == at_line:
-                then()
+            before_line(frame)
         return line
 
-    def call(frame, event, _):
-        return line if "/trainers/cache" in frame.f_code.co_filename else None
-
-    sys.settrace(call)
-    return lambda: count
-
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
+    sys.settrace(lambda frame, event, _: line if "/trainers/cache" in frame.f_code.co_filename else None)
 
 
 def killed(root, rng, lines, **rest):
-    """Start a job that dies at a random moment if it lasts so long; return the child."""
-    at_line, after_s = rng.randrange(1, lines), rng.uniform(SHORTEST_S, LONGEST_S)
+    """Start a job that dies at a random moment if it comes to that; return the child."""
+    where, after_s = rng.choice(sorted(lines)), rng.uniform(SHORTEST_S, LONGEST_S)
+    left = rng.randrange(lines[where])
     by_line = rng.random() < 0.5
+
+    def die_there(frame):
+        nonlocal left
+        if (Path(frame.f_code.co_filename).name, frame.f_lineno) == where:
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     def work():
         if by_line:
-            traced(at_line, die)
+            traced(die_there)
         else:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process as it stands
             signal.setitimer(signal.ITIMER_REAL, after_s)
@@ -114,17 +114,29 @@ def killed(root, rng, lines, **rest):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """What an unbroken run leaves, and how many lines it takes."""
+    """What an unbroken run leaves, and how often it comes to each line of the cache's code."""
     root = tmp_path_factory.mktemp("whole")
-    counted = root / "lines"
+    lines = Counter()
 
     def work():
-        count = traced(0, die)
+        traced(lambda frame: lines.update([(Path(frame.f_code.co_filename).name, frame.f_lineno)]))
         make(root, items(), build, MADE, **SETTINGS)
-        counted.write_text(str(count()))
+        sys.settrace(None)
+        (root / "lines").write_text(json.dumps([[*where, count] for where, count in lines.items()]))
 
     assert ended(forked(work)) == 0
-    return entries(root), int(counted.read_text())
+    counts = {(file, line): count for file, line, count in json.loads((root / "lines").read_text())}
+    files = {file for file, _ in counts}
+    assert {"cache.py", "cache_index.py", "cache_job.py", "cache_report.py", "cache_shard.py"} <= files
+    return entries(root), counts
+
+
+def said(root):
+    """The keys that the reports call made."""
+    for path in root.glob("reports/*.jsonl"):
+        for line in path.read_text().splitlines():
+            with suppress(ValueError):  # the line that the kill cut
+                yield json.loads(line)["key"]
 
 
 @pytest.mark.parametrize("kills", [CI, pytest.param(SLOW, marks=pytest.mark.slow)])
@@ -138,12 +150,13 @@ def test_jobs_that_are_killed_again_and_again_end_as_one_that_never_was(tmp_path
     while deaths < kills:
         root = tmp_path / str(roots)
         places = [{"rank": rank, "world": ranks} for rank in range(ranks)]
-        codes = [ended(child) for child in [killed(root, rng, lines // ranks, **place) for place in places]]
+        codes = [ended(child) for child in [killed(root, rng, lines, **place) for place in places]]
         assert set(codes) <= {0, -signal.SIGKILL, -signal.SIGALRM}
         deaths += sum(code != 0 for code in codes)
         left = entries(root) if root.exists() else {}
         assert left == {key: expected[key] for key in left}
         assert had <= set(left)  # what was flushed stays
+        assert set(said(root)) <= set(left)  # and is called made no sooner
         had = set(left)
         if not any(codes):
             assert left == expected
@@ -155,20 +168,3 @@ def test_jobs_that_are_killed_again_and_again_end_as_one_that_never_was(tmp_path
         gc(cache)
     assert not list(root.glob(".writing-*"))
     assert entries(root) == expected
-
-
-def test_the_count_of_lines_reaches_every_file_of_the_cache(tmp_path):
-    files = set()
-
-    def work():
-        def call(frame, event, _):
-            files.add(Path(frame.f_code.co_filename).name)
-
-        sys.settrace(call)
-        make(tmp_path, items(), build, MADE, **SETTINGS)
-        sys.settrace(None)
-        (tmp_path / "files").write_text("\n".join(sorted(files)))
-
-    assert ended(forked(work)) == 0
-    traced_files = set((tmp_path / "files").read_text().splitlines())
-    assert {"cache.py", "cache_index.py", "cache_job.py", "cache_report.py", "cache_shard.py"} <= traced_files
