@@ -7,6 +7,7 @@ from .buckets import Buckets, sizes_of
 from .cache import Cache
 from .clips import Clips
 from .config import Config, did_you_mean, dump_config, load_config
+from .curves import report
 from .data import Filters, InMemory, Record, Skipped, collate, read_records
 from .groups import named_groups
 from .guards import FrozenChanged, Guards, GuardStop, NonFiniteLoss, TrainingWarning
@@ -66,6 +67,7 @@ __all__ = [
     "load_config",
     "named_groups",
     "read_records",
+    "report",
     "show",
     "sizes_of",
     "video",

@@ -12,7 +12,7 @@ from typing import Any
 
 from . import checkpoint
 
-__all__ = ["Log"]
+__all__ = ["Log", "read"]
 
 
 class Log:
@@ -66,18 +66,26 @@ def _numbers(terms: Mapping[str, float | None]) -> dict[str, float]:
     return {name: value for name, value in terms.items() if value is not None}
 
 
-def _cut(path: Path, from_step: int) -> list[dict[str, Any]]:
-    """Drop the lines of later steps, and a line that a kill cut short; return those that stay."""
+def read(path: Path, *, to_step: float = math.inf) -> list[dict[str, Any]]:
+    """Return the lines of a log up to a global step; a line that is cut short, or still being written, is left out."""
     if not path.exists():
         return []
     kept = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
-            if line["global_step"] <= from_step and isinstance(line["terms"], dict):
+            if line["global_step"] <= to_step and isinstance(line["terms"], dict):
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue
+    return kept
+
+
+def _cut(path: Path, from_step: int) -> list[dict[str, Any]]:
+    """Drop the lines of later steps, and a line that a kill cut short; return those that stay."""
+    if not path.exists():
+        return []
+    kept = read(path, to_step=from_step)
     part = path.with_suffix(".tmp")
     part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     part.replace(path)
