@@ -131,5 +131,5 @@ def reading(model: Any, chosen: Heads, columns: Sequence[Tensor], *, last: int =
         yield recorder
     finally:
         config._attn_implementation = before
-        AttentionInterface._global_mapping.pop(name)
+        AttentionInterface._global_mapping.pop(name)  # there is no public way to unregister
         AttentionMaskInterface._global_mapping.pop(name)
