@@ -26,6 +26,7 @@ from backbones.block_adapter import Call
 from backbones.blocks import BlockStack, Tokens, blocks_of
 from phantom.branch import Branch, Joint
 from phantom.config import Recipe
+from phantom.force import Injector
 from phantom.latent import Basis, PhysicsLatent, source_of
 
 __all__ = ["PhantomAdapter", "encoder_of"]
@@ -74,6 +75,9 @@ class PhantomAdapter(nn.Module):
             text_dim=spec.text_dim,
             stride_s=self.stride_s,
         )
+        self.injector = None
+        if recipe.force.kind != "none":
+            self.injector = Injector(recipe.branch.heads * recipe.branch.head_dim, recipe.force.fine)
         self.origin: dict[str, Any] = {}  # of a loaded bundle
         self._walk: Walk | None = None
         self._joint: tuple[str, Joint] | None = None
@@ -89,7 +93,9 @@ class PhantomAdapter(nn.Module):
         if encoder is not None:
             basis.check(source_of(encoder), recipe.physics.encoder)
         adapter = cls(recipe, backbone, basis, encoder)
-        adapter.branch.load_state_dict(bundle.tensors["branch"])
+        for name in ("branch", "injector"):
+            if name in adapter.groups():
+                adapter.groups()[name].load_state_dict(bundle.tensors.get(name, {}))
         adapter.origin = {
             "sha256": bundle.meta["sha256"],
             "made_for": {key: bundle.meta["backbone"][key] for key in ("id", "backbone_digest")},
@@ -99,7 +105,8 @@ class PhantomAdapter(nn.Module):
 
     def groups(self) -> dict[str, nn.Module]:
         """The parts that a bundle keeps."""
-        return {"branch": self.branch, "basis": self.basis}
+        parts = {"branch": self.branch, "basis": self.basis}
+        return parts if self.injector is None else parts | {"injector": self.injector}
 
     @property
     def latent(self) -> PhysicsLatent:
@@ -126,7 +133,7 @@ class PhantomAdapter(nn.Module):
         sigma: Float[Tensor, "b t"],
         text: Text,
         *,
-        added: Float[Tensor, "b m e"] | None = None,
+        force: Float[Tensor, "b 3 f y2 x2"] | None = None,
     ) -> tuple[Float[Tensor, "b c t h w"], Float[Tensor, "b d t y x"]]:
         """Give the velocities of both streams; `sigma` is the noise level of each latent, 0 where it is observed."""
         model: Any = self.backbone.transformer
@@ -140,11 +147,27 @@ class PhantomAdapter(nn.Module):
             encoder_hidden_states=text.features.to(model.dtype),
         )
         joint = self.branch.begin(
-            z, 1000.0 * sigma, text.features, video_grid=tokens.grid, times_s=self.times_s(z.shape[2]), added=added
+            z,
+            1000.0 * sigma,
+            text.features,
+            video_grid=tokens.grid,
+            times_s=self.times_s(z.shape[2]),
+            added=self.pushed(force, z),
         )
         for k in range(len(video)):
             tokens, joint = self.branch.block(k, video, tokens, joint)
         return video.end(tokens).float(), self.branch.end(joint).float()
+
+    def pushed(
+        self, force: Float[Tensor, "b 3 f y2 x2"] | None, z: Float[Tensor, "b d t y x"]
+    ) -> Float[Tensor, "b m e"] | None:
+        """What a force adds to the tokens of the physics stream; ValueError where the adapter was not taught forces."""
+        if force is None:
+            return None
+        if self.injector is None:
+            raise ValueError("expected an adapter trained with forces (force.kind=point or wind), got one without")
+        t, y, x = z.shape[2:]
+        return self.injector(force.to(z.device).expand(len(z), -1, -1, -1, -1), (t, y, x))
 
     # ---- sampling: beside a stock pipeline
 
@@ -169,7 +192,12 @@ class PhantomAdapter(nn.Module):
         if walk.observed is not None:
             timestep[:, : walk.observed.shape[2]] = 0.0
         joint = self.branch.begin(
-            z, timestep, call.text.features, video_grid=tokens.grid, times_s=self.times_s(z.shape[2])
+            z,
+            timestep,
+            call.text.features,
+            video_grid=tokens.grid,
+            times_s=self.times_s(z.shape[2]),
+            added=self.pushed(call.physics.get("force"), z),
         )
         self._joint = (side, joint)
         return joint

@@ -21,6 +21,7 @@ __all__ = [
     "Condition",
     "Couple",
     "Data",
+    "Force",
     "Physics",
     "Recipe",
     "Weight",
@@ -95,6 +96,17 @@ class Condition(Config):
     text_dropout: float = Field(default=0.1, ge=0, lt=1)  # our choice
 
 
+class Force(Config):
+    """Force prompting: a fine-tuning stage of the physics stream with an injector of forces."""
+
+    kind: Literal["none", "point", "wind"] = "none"
+    fine: PositiveInt = 8  # cells of the force on a side of a cell of z: our choice
+    steps: NonNegativeInt = 300  # our choice (the force data sets were trained on for 5,000)
+    clips: PositiveInt = 800  # pushed balls of the world; of a table all are taken
+    table: str | None = None  # a Force Prompting CSV; none: balls of the simulated world that are thrown
+    shuffled: bool = False  # control: each clip gets the force of another
+
+
 class Sampling(Config):
     """How videos are made with a trained branch."""
 
@@ -122,6 +134,7 @@ class Recipe(Config):
     condition: Condition = Condition()
     shift: PositiveFloat | None = None  # sigma = shift u / (1 + (shift - 1) u); none: the backbone's own
     optim: Optim = Optim(lr=1e-3, schedule="cosine", warmup_steps=50)  # our choice
+    force: Force = Force()
     sampling: Sampling = Sampling()
 
     @model_validator(mode="after")

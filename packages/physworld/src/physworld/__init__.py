@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 from physworld import captions, controls, metrics
 from physworld.clip import FPS, FRAMES, MECHANISMS, SIZE, SLOTS, SPLITS, Clip
-from physworld.simulation import caption, simulate, simulate_many
+from physworld.simulation import caption, parameters, simulate, simulate_many
 
 __all__ = [
     "FPS",
@@ -19,6 +19,7 @@ __all__ = [
     "captions",
     "controls",
     "metrics",
+    "parameters",
     "simulate",
     "simulate_many",
 ]

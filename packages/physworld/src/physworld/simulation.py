@@ -5,6 +5,7 @@ clip, a clip does not depend on its neighbours in a batch, and `scale` changes t
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -27,10 +28,18 @@ def caption(mechanism: str, seed: int, *, split: str = "train") -> str:
     >>> caption("thermal", 3) == simulate("thermal", 3).caption
     True
     """
-    world = module(mechanism)
+    return module(mechanism).caption(parameters(mechanism, seed, split=split))
+
+
+def parameters(mechanism: str, seed: int, *, split: str = "train") -> dict[str, Any]:
+    """The parameters of a clip's law without drawing it: its `Clip.params`, in px and frames.
+
+    >>> parameters("thermal", 3)["D"] == simulate("thermal", 3).params["D"]
+    True
+    """
     if split not in SPLITS or seed < 0:
         raise ValueError(f"expected a split among {', '.join(SPLITS)} and a seed >= 0, got {split!r} and {seed}")
-    return world.caption(world.sample(np.random.default_rng(_key(mechanism, split, seed)), split))
+    return module(mechanism).sample(np.random.default_rng(_key(mechanism, split, seed)), split)
 
 
 def simulate_many(mechanism: str, seeds: Iterable[int], *, split: str = "train", scale: int = 1) -> list[Clip]:
