@@ -6,9 +6,11 @@ import json
 from dataclasses import asdict
 
 import pytest
+import torch
 from rich.console import Console
+from torch import nn
 
-from trainers import gpus, plan, sheet
+from trainers import Matrices, Optim, gpus, plan, sheet
 from trainers.dryrun import Work
 from trainers.footprint import ENGINES, Trained, footprint
 from trainers.job import Artefact, Job, Kind
@@ -90,19 +92,39 @@ def test_fsdp_gathers_its_largest_group_alone():
 
 def test_optimizers_keep_what_they_keep():
     states = {
-        "adamw": Trained({"a": 1024}).state,
-        "adamw-8bit": Trained({"a": 1024}, optimizer="adamw-8bit").state,
-        "muon": Trained({"a": 1024}, optimizer="muon", matrices=1000).state,
-        "half": Trained({"a": 1024}, bytes_a_value=2).state,
+        "adamw": Trained({"a": 10_000}).state,
+        "half": Trained({"a": 10_000}, bytes_a_value=2).state,
+        "adamw8bit": Trained({"a": 10_000}, optimizer="adamw8bit", apart=8192).state,
+        "muon": Trained({"a": 10_000}, optimizer="muon", apart=8192).state,
     }
-    assert states == {"adamw": 8192, "adamw-8bit": 2 * (1024 + 16), "muon": 4 * (1000 + 2 * 24), "half": 4096}
+    rest = 8 * (10_000 - 8192)
+    assert states == {"adamw": 80_000, "half": 40_000, "adamw8bit": rest + 2 * (8192 + 4 * 32), "muon": rest + 4 * 8192}
+
+
+def test_groups_are_counted_under_the_optimizer_of_their_stage():
+    groups = {"a": nn.Linear(64, 64), "b": nn.Sequential(nn.Linear(64, 64, bias=False), nn.LayerNorm(64))}
+    muon = Trained.of(groups, Optim(muon=Matrices(names=("b/*",))))
+    assert (muon.optimizer, muon.apart, muon.groups) == ("muon", 4096, {"a": 4160, "b": 4224})
+    eight = Trained.of(groups, Optim(kind="adamw8bit"))
+    assert (eight.optimizer, eight.apart, eight.parameters) == ("adamw8bit", 8192, 8384)
+    half = Trained.of({"a": nn.Linear(2, 2, device="meta", dtype=torch.bfloat16)}, Optim())
+    assert (half.optimizer, half.bytes_a_value, half.state) == ("adamw", 2, 24)
+
+
+def test_the_state_is_what_torch_keeps():
+    group = nn.Linear(30, 40)
+    optimizer = torch.optim.AdamW(group.parameters())
+    group(torch.ones(1, 30)).sum().backward()
+    optimizer.step()
+    kept = sum(t.nbytes for state in optimizer.state.values() for name, t in state.items() if name != "step")
+    assert Trained.of({"a": group}, Optim()).state == kept
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: Trained({"a": 1}, optimizer="adam"), "did you mean 'adamw'"),
-        (lambda: Trained({"a": 1}, optimizer="muon", matrices=2), "at most 1 parameters"),
+        (lambda: Trained({"a": 1}, optimizer="muon", apart=2), "at most 1 parameters"),
         (lambda: footprint(BIG, STEP, frozen={}, engine="zero4"), "did you mean 'zero"),
         (lambda: footprint(BIG, STEP, frozen={}, engine="one", processes=2), "use ddp"),
         (lambda: gpus.named("H1000"), "did you mean 'H100'"),

@@ -28,6 +28,9 @@ __all__ = ["app"]
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when transformers is first imported
 
+RANK = int(os.environ.get("RANK", "0"))
+"""Of several processes (torchrun, accelerate launch) the first speaks; all say what went wrong."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -57,8 +60,13 @@ def friendly(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except (ValueError, ArithmeticError, ImportError, OSError) as error:
-            errors.print(f"error: {error}", style="bold red", markup=False)
+            where = f" in process {RANK}" if "RANK" in os.environ else ""
+            errors.print(f"error{where}: {error}", style="bold red", markup=False)
             raise typer.Exit(1) from None
+        except SystemExit as leaving:  # SIGTERM, after a checkpoint
+            if RANK == 0:
+                errors.print(str(leaving), markup=False)
+            raise
         except KeyboardInterrupt:
             errors.print("stopped; what is written is whole, the same command goes on (train: with --resume)")
             raise typer.Exit(130) from None
@@ -68,50 +76,15 @@ def friendly(command: Callable[P, R]) -> Callable[P, R]:
 
 @app.command()
 @friendly
-def check(
-    config: Config = None,
-    set_: Set = None,
-    cache: Cached = Path("runs/cache"),
-    quiet: Quiet = False,
-) -> None:
-    """Check recipe, backbone and data: sizes, labels, the round trip through the autoencoder, identity at the start."""
-    import torch
-
-    from backbones import attach, sample
-    from pila.data import prepare
-    from pila.train import fresh
+def check(config: Config = None, set_: Set = None, cache: Cached = Path("runs/cache")) -> None:
+    """Look at recipe, backbone, records, clips, labels, round trip, identity and disk; writes nothing."""
+    from pila.checks import look
+    from trainers.check import show
 
     recipe, backbone = _load(config, set_)
-    d = recipe.data
-    shape = backbone.spec.latent.shape(d.frames, d.height, d.width)
-    few = recipe.model_copy(update={"data": d.model_copy(update={"clips": min(d.clips, 16)})})
-    found = prepare(few, backbone, cache, quiet=quiet)
-    latent = found.data[0]["latent"][None]
-    with torch.no_grad():
-        again = backbone.encode(backbone.decode(latent.to(recipe.device))).cpu()
-    drift = float((again - latent).square().mean().sqrt() / latent.square().mean().sqrt())
-    adapter = fresh(recipe, backbone)
-    one = functools.partial(
-        sample, backbone, ["a ball"], seed=0, frames=d.frames, height=d.height, width=d.width, steps=1
-    )
-    base = one()
-    with attach(backbone, adapter, mode=recipe.sampling.mode):
-        same = torch.equal(one(), base)
-    table = Table(show_header=False)
-    table.add_row("backbone", f"{backbone.id} ({backbone.digest})")
-    table.add_row(
-        "latent", f"{shape}, times {[round(t, 3) for t in backbone.spec.time.latent_times(d.frames).tolist()]}"
-    )
-    table.add_row("adapter", f"{sum(p.numel() for p in adapter.parameters()):,} parameters")
-    table.add_row("identity at the start", "bit for bit" if same else "BROKEN")
-    table.add_row("latent -> video -> latent", f"{drift:.3f} relative rms")
-    table.add_row("clips looked at", f"{found.clips} ({', '.join(f'{m} {n}' for m, n in found.labels.items() if n)})")
-    table.add_row("clips left out", str(len(found.skipped)))
-    shown.print(table)
-    _left_out(found)
-    if not same:
-        raise ValueError("a fresh adapter changes the backbone's output: please report this")
-    _next("`pila plan` shows the stages, `pila train --out RUN` runs them (same --config, --set, --cache)")
+    if not show(look(recipe, backbone, cache), shown):
+        raise ValueError("what stands as error in the table would spoil the run: mend it first")
+    _next("`pila plan` shows memory, hours and disk, `pila train --out RUN` trains (same --config, --set, --cache)")
 
 
 @app.command()
@@ -160,11 +133,18 @@ def plan(
 @app.command()
 @friendly
 def cache(config: Config = None, set_: Set = None, root: Cached = Path("runs/cache"), quiet: Quiet = False) -> None:
-    """Make latents, flow and text features of the recipe's clips; run it again to go on."""
+    """Make latents, flow and text features of the recipe's clips; run it again to go on. Under torchrun each process
+    makes its share.
+    """
     from pila.data import prepare
+    from trainers.engine import launched
 
+    engine = launched()
     recipe, backbone = _load(config, set_)
-    found = prepare(recipe, backbone, root, quiet=quiet)
+    found = prepare(recipe, backbone, root, quiet=quiet, engine=engine)
+    engine.leave()
+    if not engine.main:
+        return
     _left_out(found)
     summary = {"clips": found.clips, "computed": found.computed, "skipped": len(found.skipped), "labels": found.labels}
     print(json.dumps(summary))
@@ -185,17 +165,23 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train through all stages and write `OUT/bundle`; a killed run goes on with --resume and ends with the same
-    weights.
+    weights. Several processes: see docs/launch.md.
     """
     from pila.data import prepare
     from pila.train import ready
     from pila.train import train as run
+    from trainers.engine import launched
 
+    engine = launched()  # first: of several GPUs each process gets its own
     recipe, backbone = _load(config, set_)
     ready(recipe, backbone, out, resume=resume, only=stage)
-    found = prepare(recipe, backbone, root, quiet=quiet)
-    _left_out(found)
-    _, result = run(recipe, backbone, found.data, out=out, resume=resume, only=stage, quiet=quiet)
+    found = prepare(recipe, backbone, root, quiet=quiet, engine=engine)
+    if engine.main:
+        _left_out(found)
+    _, result = run(recipe, backbone, found.data, out=out, resume=resume, only=stage, quiet=quiet, engine=engine)
+    engine.leave()
+    if not engine.main:
+        return
     summary = {
         "bundle": str(out / "bundle"),
         "clips": found.clips,
@@ -385,7 +371,8 @@ _said: set[str] = set()
 
 
 def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:
-    if not issubclass(category, (DeprecationWarning, FutureWarning)) and str(message) not in _said:
+    known = issubclass(category, (DeprecationWarning, FutureWarning)) or str(message) in _said
+    if not known and RANK == 0:
         _said.add(str(message))
         errors.print(f"warning: {message}", style="yellow", markup=False)
 

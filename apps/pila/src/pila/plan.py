@@ -34,12 +34,11 @@ def describe(recipe: Recipe, *, clips: int | None = None) -> Job:
     backbone = _bare(recipe)
     adapter = fresh(_on_cpu(recipe), backbone)
     steps: dict[str, int] = {}
-    groups: dict[str, int] = {}
+    groups: dict[str, torch.nn.Module] = {}
     for stage in stages(_on_cpu(recipe), adapter, backbone, InMemory({"latent": [0]})):
         kind = stage.name.partition("-")[0]
         steps[kind] = steps.get(kind, 0) + (stage.length.steps or 0)
-        for name in stage.groups:
-            groups[name] = sum(p.numel() for p in adapter.groups()[name].parameters())
+        groups |= {name: adapter.groups()[name] for name in stage.groups}
     counted = {batch: work_of(recipe, batch, only=tuple(steps)) for batch in SIZES}
     modules = {name: m for name, m in backbone.pipe.components.items() if isinstance(m, torch.nn.Module)}
     frozen = {name: bytes_of(module) for name, module in modules.items()}
@@ -50,7 +49,7 @@ def describe(recipe: Recipe, *, clips: int | None = None) -> Job:
         batch=recipe.batch,
         accumulate=recipe.accumulate,
         frozen=frozen,
-        trained=Trained(groups, optimizer="adamw"),
+        trained=Trained.of(groups, recipe.optim),
         kinds=tuple(Kind(name, n, {b: works[name] for b, works in counted.items()}) for name, n in steps.items()),
         artefacts=_artefacts(recipe, backbone, _clips(recipe) if clips is None else clips),
         making={name: frozen[name] for name in ("vae", "text_encoder")},

@@ -1,5 +1,7 @@
-"""`python -m trainers VERB`: what can be done without an app. `cache` looks after a store of artefacts."""
+"""`python -m trainers VERB`: what can be done without an app. `cache` looks after a store of artefacts, `schema` writes
+the JSON schema of a recipe."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -92,6 +94,22 @@ def rebuild(root: Root) -> None:
     with Cache(root) as store:
         store.index.rebuild()
         typer.echo(f"{len(store.keys())} entries in {store.index.rows('select count(*) from shards')[0][0]} shards")
+
+
+@app.command()
+def schema(
+    model: Annotated[str, typer.Argument(help="Class of the recipe, such as pila.config:Recipe.")],
+    out: Annotated[Path | None, typer.Option("--out", help="JSON file to write; none: print it.")] = None,
+) -> None:
+    """Write the JSON schema of a recipe for editors; a recipe names it by `# yaml-language-server: $schema=FILE`."""
+    from .schema import find, schema, write
+
+    try:
+        found = find(model)
+        text = write(found, out) if out is not None else json.dumps(schema(found), indent=1)
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(str(error)) from None
+    typer.echo(text)
 
 
 def _present(path: Path) -> tuple[dict[str, Any], Any]:

@@ -11,15 +11,22 @@ References: ZeRO (Rajbhandari et al., 2020), Section 5; DeepSpeed 0.19, runtime/
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from math import ceil
+
+from torch import nn
 
 from .config import did_you_mean
 from .dryrun import Work
+from .stage import Optim
+from .weights import parameters
 
 __all__ = ["ENGINES", "OPTIMIZERS", "Footprint", "Trained", "footprint"]
 
 ENGINES = ("one", "ddp", "zero1", "zero2", "zero2-offload", "zero3", "zero3-offload", "fsdp2")
-OPTIMIZERS = ("adamw", "adamw-8bit", "muon")
+OPTIMIZERS = ("adamw", "adamw8bit", "muon")
+LARGE = 4096
+"""Elements from which on a tensor has moments of 8 bits."""
 BUCKET = 500_000_000
 """Values of DeepSpeed's `reduce_bucket_size`."""
 FRAGMENTATION = 0.05
@@ -30,21 +37,41 @@ FRAGMENTATION = 0.05
 class Trained:
     """What is trained: parameters by group, bytes of a value, and how it is optimized.
 
-    AdamW keeps two values a parameter; torchao's 8-bit AdamW two bytes and a float32 scale for each block of 256; Muon
-    one value for each of its `matrices` parameters, AdamW's two for the rest.
+    AdamW keeps two values a parameter. `apart` counts the parameters that another rule keeps less for: 8-bit AdamW
+    (torchao) two bytes and two float32 scales a block of 256, for tensors of 4,096 or more; Muon one value, for its
+    matrices.
     """
 
     groups: Mapping[str, int]
     bytes_a_value: int = 4
     optimizer: str = "adamw"
-    matrices: int = 0
+    apart: int = 0
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             hint = did_you_mean(self.optimizer, OPTIMIZERS)
             raise ValueError(f"expected an optimizer among {', '.join(OPTIMIZERS)}, got {self.optimizer!r}; {hint}")
-        if not 0 <= self.matrices <= self.parameters:
-            raise ValueError(f"expected at most {self.parameters} parameters in matrices, got {self.matrices}")
+        if not 0 <= self.apart <= self.parameters:
+            raise ValueError(f"expected at most {self.parameters} parameters apart, got {self.apart}")
+
+    @classmethod
+    def of(cls, groups: Mapping[str, nn.Module], optim: Optim) -> "Trained":
+        """Count groups (on any device, meta too) under a stage's optimizer.
+
+        >>> Trained.of({"head": nn.Linear(64, 64)}, Optim(kind="adamw8bit")).apart
+        4096
+        """
+        named = parameters(groups)
+        counts = {name: sum(p.numel() for p in group.parameters()) for name, group in groups.items()}
+        size = max((p.element_size() for p in named.values()), default=4)
+        if optim.muon is not None:
+            matrices = (
+                p for key, p in named.items() if p.ndim == 2 and any(fnmatchcase(key, n) for n in optim.muon.names)
+            )
+            return cls(counts, size, "muon", sum(p.numel() for p in matrices))
+        if optim.kind == "adamw8bit":
+            return cls(counts, size, "adamw8bit", sum(p.numel() for p in named.values() if p.numel() >= LARGE))
+        return cls(counts, size)
 
     @property
     def parameters(self) -> int:
@@ -54,13 +81,15 @@ class Trained:
     def state(self) -> int:
         """Bytes of the optimizer's state.
 
-        >>> Trained({"a": 512}).state, Trained({"a": 512}, optimizer="adamw-8bit").state
-        (4096, 1040)
+        >>> Trained({"a": 5120}).state, Trained({"a": 5120}, optimizer="adamw8bit", apart=4096).state
+        (40960, 16512)
         """
-        if self.optimizer == "adamw-8bit":
-            return 2 * (self.parameters + 4 * ceil(self.parameters / 256))
-        both = self.parameters - (self.matrices if self.optimizer == "muon" else 0)
-        return self.bytes_a_value * (2 * both + self.parameters - both)
+        less = {
+            "adamw": 0,
+            "adamw8bit": 2 * self.apart + 8 * ceil(self.apart / 256),
+            "muon": self.bytes_a_value * self.apart,
+        }
+        return 2 * self.bytes_a_value * (self.parameters - self.apart) + less[self.optimizer]
 
 
 @dataclass(frozen=True)

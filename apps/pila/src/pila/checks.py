@@ -1,0 +1,107 @@
+"""What `pila check` looks at before hours go into a run: backbone, records, clips, labels, round trip, identity, disk.
+
+Nothing is written. Of a folder every record is read and a few clips are cut; of the simulated world a few clips are
+made. Captions that a language model would label are asked about for those few alone.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import physworld
+from backbones import WanBackbone, attach, sample
+from physexperts import MECHANISMS, Labels
+from pila.config import Recipe
+from pila.data import labels_of, world_scale
+from pila.train import fresh
+from trainers import check, read_records, video
+from trainers.check import Finding
+
+__all__ = ["look"]
+
+FEW = 16
+"""Clips that are cut or made."""
+LISTED = 5
+
+
+def look(recipe: Recipe, backbone: WanBackbone, cache: Path) -> list[Finding]:
+    """Look at everything; ValueError for what leaves nothing to look at (no records, an illegal size)."""
+    d = recipe.data
+    shape = backbone.spec.latent.shape(d.frames, d.height, d.width)
+    times = [round(t, 3) for t in backbone.spec.time.latent_times(d.frames).tolist()]
+    found = [
+        Finding("backbone", f"{backbone.id} ({backbone.digest})"),
+        Finding("latent", f"{shape}, at {times}"),
+    ]
+    found += _world(recipe, backbone) if d.source == "world" else _files(recipe, backbone)
+    found.append(_identity(recipe, backbone))
+    values = shape[1] * shape[2] * shape[3]
+    each = 4 * (values * (shape[0] + 2) + backbone.spec.text_length * backbone.spec.text_dim)
+    clips = d.clips if d.source == "world" else len(read_records(d.source, root=d.root)[0])
+    return [*found, check.disk(cache, clips * each)]
+
+
+def _world(recipe: Recipe, backbone: WanBackbone) -> list[Finding]:
+    d = recipe.data
+    scale = world_scale(d)
+    each = max(1, min(d.clips, FEW) // len(MECHANISMS))
+    clips = [c for m in MECHANISMS for c in physworld.simulate_many(m, list(range(each)), split=d.split, scale=scale)]
+    frames = np.stack([c.video for c in clips])
+    return [
+        Finding("records", f"{d.clips} clips of the simulated world ({d.split}), {len(clips)} made to look at"),
+        _labels([Labels.of(c.labels) for c in clips]),
+        *_round_trip(frames, backbone, recipe),
+    ]
+
+
+def _files(recipe: Recipe, backbone: WanBackbone) -> list[Finding]:
+    d = recipe.data
+    records, skipped = read_records(d.source, root=d.root)
+    few = [records[i] for i in np.linspace(0, len(records) - 1, min(FEW, len(records))).astype(int)]
+    listed = "; ".join(f"{s.path}: {s.why}" for s in skipped[:LISTED])
+    more = f"; and {len(skipped) - LISTED} more" * (len(skipped) > LISTED)
+    said = f"{len(records)} found, {len(skipped)} left out{f': {listed}{more}' if skipped else ''}"
+    found = [Finding("records", said, "warn" if skipped else "ok")]
+    labels = [labels_of(r, recipe) for r in (few if d.fallback == "llm" else records)]
+    if unknown := sorted({name for found_ in labels for name in found_.unknown}):
+        found.append(Finding("categories", f"unknown and dropped: {', '.join(unknown)}", "warn"))
+    found.append(_labels(labels))
+    cuts = check.cut([r.path for r in few], video.ClipSpec(frames=d.frames, fps=d.fps, height=d.height, width=d.width))
+    found += check.lengths(cuts)
+    frames = [c.frames for c in cuts if c.frames is not None]
+    return found + (_round_trip(np.stack(frames), backbone, recipe) if frames else [])
+
+
+def _labels(labels: Sequence[Labels]) -> Finding:
+    counts = torch.stack([one.multi_hot for one in labels]).sum(0)
+    return check.coverage({m: int(n) for m, n in zip(MECHANISMS, counts.tolist(), strict=True)}, len(labels))
+
+
+def _round_trip(frames: np.ndarray, backbone: WanBackbone, recipe: Recipe) -> list[Finding]:
+    size = recipe.data.encode_batch
+
+    def encode(x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([backbone.encode(part.to(recipe.device)) for part in x.split(size)])
+
+    def decode(z: torch.Tensor) -> torch.Tensor:
+        return torch.cat([backbone.decode(part) for part in z.split(size)])
+
+    latent = backbone.spec.latent
+    return check.round_trip(encode, decode, frames, mean=latent.mean, std=latent.std)
+
+
+def _identity(recipe: Recipe, backbone: WanBackbone) -> Finding:
+    """A fresh adapter changes nothing, bit for bit."""
+    d = recipe.data
+    one = partial(sample, backbone, ["a ball"], seed=0, frames=d.frames, height=d.height, width=d.width, steps=1)
+    adapter = fresh(recipe, backbone)
+    base = one()
+    with attach(backbone, adapter, mode=recipe.sampling.mode):
+        same = torch.equal(one(), base)
+    said = f"a fresh adapter of {sum(p.numel() for p in adapter.parameters()):,} parameters "
+    if same:
+        return Finding("identity", said + "changes nothing, bit for bit")
+    return Finding("identity", said + "changes the backbone's output: please report this", "error")
