@@ -163,7 +163,7 @@ def test_an_artefact_that_disagrees_with_its_entry_s_axes_is_found_by_verify(tmp
         cache.put("k", {"latent": torch.zeros(2, 3)}, producers={"latent": VAE})
         cache.put("k", {"flow": torch.zeros(1, 4)}, producers={"flow": FLOW})  # alone it is as its producer says
         assert [(bad.artefact, bad.why) for bad in verify(cache)] == [
-            ("latent", "has t = 3 where another artefact has 4")
+            ("flow", "has t = 4 where another artefact has 3")
         ]
 
 

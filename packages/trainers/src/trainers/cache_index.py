@@ -37,8 +37,6 @@ create table artefacts (key text, name text, producer text, shard text, checksum
 create table dropped (shard text, key text, name text, producer text, primary key (shard, key, name, producer))
     without rowid;
 create table drops (name text primary key) without rowid;
-create index artefacts_by_shard on artefacts (shard);
-create index entries_by_shard on entries (shard);
 """
 _TOGETHER = 64
 """Shards whose headers are held in memory before they are written into the index."""
@@ -142,11 +140,11 @@ class Index:
 
     def forget(self, shards: Iterable[str]) -> None:
         """Forget shards that are gone."""
-        names = [(name,) for name in shards]
+        names = json.dumps(list(shards))
 
         def delete(db: sqlite3.Connection) -> None:
             for table, column in (("artefacts", "shard"), ("entries", "shard"), ("shards", "name")):
-                db.executemany(f"delete from {table} where {column} = ?", names)
+                db.execute(f"delete from {table} where {column} in (select value from json_each(?))", (names,))
 
         self._do(delete)
 
@@ -279,11 +277,12 @@ def _unsound(db: sqlite3.Connection) -> str | None:
     verdict = db.execute("pragma quick_check(1)").fetchone()[0]
     if verdict != "ok":
         return verdict
-    counts = (
-        f"(select count(*) from {table} t where t.shard = shards.name and t.name != '')"
-        for table in ("artefacts", "dropped")
-    )
-    row = db.execute(f"select name from shards where artefacts != {' + '.join(counts)} limit 1").fetchone()
+    row = db.execute(
+        """select shards.name from shards
+        left join (select shard, count(*) n from artefacts group by shard) a on a.shard = shards.name
+        left join (select shard, count(*) n from dropped where name != '' group by shard) d on d.shard = shards.name
+        where artefacts != coalesce(a.n, 0) + coalesce(d.n, 0) limit 1"""
+    ).fetchone()
     return f"it lacks rows of {row[0]}" if row else None
 
 

@@ -96,12 +96,16 @@ def verify(cache: Cache) -> list[Bad]:
     axes: dict[str, dict[str, int]] = {}
     for (shard,) in cache.index.rows("select name from shards order by name"):
         try:
-            said = {(a.key, a.name, a.producer): a.checksum for a in contents(cache.root / shard).artefacts}
+            said = contents(cache.root / shard).artefacts
         except (Damaged, OSError) as error:
             bad.append(Bad("", "", "", str(error)))
             continue
-        for artefact in _indexed(cache, shard):
-            if said.get((artefact.key, artefact.name, artefact.producer)) != artefact.checksum:
+        for artefact in said:
+            known = "select checksum from artefacts where key = ? and name = ? and producer = ? and shard = ?"
+            row = cache.index.rows(known, (artefact.key, artefact.name, artefact.producer, shard))
+            if not row:
+                continue  # dropped
+            if row[0][0] != artefact.checksum:
                 bad.append(_bad(artefact, "is not what the index says: run `python -m trainers cache rebuild`"))
                 continue
             tensor = cache.read(shard, artefact)
@@ -164,17 +168,21 @@ def gc(cache: Cache) -> int:
     for shard in sorted(cache.index.damaged):
         freed += _remove(cache.root / shard)
     cache.index.damaged.clear()
-    for shard, count in cache.index.rows("select name, artefacts from shards order by name"):
-        live = _indexed(cache, shard, first_alone=True)
-        if count and len(live) == count:
+    for (shard,) in cache.index.rows("select name from shards order by name"):
+        said = contents(cache.root / shard)
+        live = [artefact for artefact in said.artefacts if _counts(cache, shard, artefact)]
+        if live and len(live) == len(said.artefacts):
             continue
-        rest = Contents(_noted(cache, shard, {artefact.key for artefact in live}), live)
+        rest = Contents(_noted(cache, shard, said, {artefact.key for artefact in live}), live)
         if rest.entries:
-            if not count:
+            if not said.artefacts and len(rest.entries) == len(said.entries):
                 continue
             tensors = {artefact.tensor: cache.read(shard, artefact) for artefact in live}
             if any(checksum(tensors[artefact.tensor]) != artefact.checksum for artefact in live):
                 continue  # for `verify` to name
+            rest.producers = {
+                artefact.producer: said.producers[artefact.producer] for artefact in live if artefact.producer
+            }
             freed -= _rewrite(cache, shard, rest, tensors)
         freed += _remove(cache.root / shard)
         cache.index.forget([shard])
@@ -187,9 +195,6 @@ def gc(cache: Cache) -> int:
 
 def _rewrite(cache: Cache, shard: str, rest: Contents, tensors: Mapping[str, Any]) -> int:
     """Write what lives of a shard under a name beside its own, which keeps the order of keys; return its bytes."""
-    bodies = dict(cache.index.rows("select digest, body from producers"))
-    made = {artefact.producer for artefact in rest.artefacts} - {""}
-    rest.producers = {digest: json.loads(bodies[digest]) for digest in made}
     name = f"{shard.partition('-')[0]}-{new_name().partition('-')[2]}"
     write(cache.root, name, rest, tensors)
     size = (cache.root / name).stat().st_size
@@ -197,28 +202,23 @@ def _rewrite(cache: Cache, shard: str, rest: Contents, tensors: Mapping[str, Any
     return size
 
 
-def _noted(cache: Cache, shard: str, live: set[str]) -> dict[str, tuple[Any, dict[str, Any]]]:
-    """What a shard notes of entries that it serves still, or whose other shards do not note the same."""
+def _noted(cache: Cache, shard: str, said: Contents, live: set[str]) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """What a shard notes of entries that it serves still, or of which no other shard notes the same."""
     kept = {}
-    sql = "select key, source, noted from entries where shard = ? order by position"
-    for key, source, noted in cache.index.rows(sql, (shard,)):
-        others = cache.index.rows("select source, noted from entries where key = ? and shard != ?", (key, shard))
-        fields = {field for _, text in others for field in json.loads(text)}
-        elsewhere = set(json.loads(noted)) <= fields and (source == "null" or any(o != "null" for o, _ in others))
-        if key in live or not elsewhere:
-            kept[key] = json.loads(source), json.loads(noted)
+    for key, (source, noted) in said.entries.items():
+        rows = cache.index.rows("select shard, source, noted from entries where key = ?", (key,))
+        others = [row for row in rows if row[0] != shard]
+        fields = {field for *_, text in others for field in json.loads(text)}
+        elsewhere = set(noted) <= fields and (source is None or any(row[1] != "null" for row in others))
+        if key in live or (len(rows) > len(others) and not elsewhere):
+            kept[key] = source, noted
     return kept
 
 
-def _indexed(cache: Cache, shard: str, *, first_alone: bool = False) -> list[Artefact]:
-    """The artefacts of a shard, or those of which it holds the copy that counts."""
-    sql = "select key, name, producer, checksum from artefacts a where shard = ?"
-    if first_alone:
-        sql += (
-            " and not exists (select 1 from artefacts b where b.key = a.key and b.name = a.name"
-            " and b.producer = a.producer and b.shard < a.shard)"
-        )
-    return [Artefact(*row) for row in cache.index.rows(f"{sql} order by key, name, producer", (shard,))]
+def _counts(cache: Cache, shard: str, artefact: Artefact) -> bool:
+    """Whether a shard's copy of an artefact is the one that is read: neither dropped nor a second one."""
+    first = "select min(shard) from artefacts where key = ? and name = ? and producer = ?"
+    return cache.index.rows(first, (artefact.key, artefact.name, artefact.producer))[0][0] == shard
 
 
 def _producers(cache: Cache) -> dict[str, Producer]:
