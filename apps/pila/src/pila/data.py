@@ -6,19 +6,21 @@ or annotated as WISA does. Labels of a record come from its annotation; without 
 language model). No ground truth of the simulator is read: targets are optical flow of the pixels, as for any video.
 
 Keys hash content, so a renamed clip is the same and another size, backbone or flow is another entry. A clip that
-cannot be used is skipped and listed; the rest goes on.
+cannot be used is skipped and listed; the rest goes on. Of several processes each reads and encodes its share, every
+n-th clip, and all open the same data set.
 """
 
 import hashlib
+import itertools
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -33,8 +35,11 @@ from pila.labels import read_caption, shuffle
 from trainers import InMemory, MapStyle, show, video
 from trainers.cache import Cache
 from trainers.data import Record, Skipped, read_records
+from trainers.engine import Engine
 
 __all__ = ["Clip", "Clips", "Prepared", "labels_of", "prepare", "world_scale"]
+
+T = TypeVar("T")
 
 FORMAT = "pila-1"
 """Part of every key: raise it when what is stored changes its meaning."""
@@ -56,6 +61,7 @@ class Clip:
     caption: str
     labels: Labels
     frames: Callable[[], UInt8[np.ndarray, "t h w 3"]]
+    twin: bool = False  # of an earlier clip with the same content, which is read instead
 
 
 @dataclass(frozen=True)
@@ -92,57 +98,75 @@ class Clips:
         }
 
 
-def prepare(recipe: Recipe, backbone: WanBackbone, root: Path, *, quiet: bool = False) -> Prepared:
+def prepare(
+    recipe: Recipe, backbone: WanBackbone, root: Path, *, quiet: bool = False, engine: Engine | None = None
+) -> Prepared:
     """Fill the cache at `root` with what a recipe needs and open it as a data set.
+
+    `engine` knows the other processes, which must all come here (`trainers.engine.launched`; none: this one is alone).
 
     ValueError for a frame count or size that the backbone does not take, an empty source, an unknown category
     (`data.on_unknown=error`).
     """
+    engine = engine or Engine()
     d = recipe.data
     backbone.spec.latent.shape(d.frames, d.height, d.width)
-    skipped: list[Skipped] = []
-    store = _Store(recipe, backbone, Cache(root), skipped)
-    notes: list[Skipped] = []
-    clips, total = _world(recipe, store) if d.source == "world" else _folder(recipe, skipped, notes)
-    seen: list[tuple[str, str, str, Labels]] = []
+    # the shared index of SQLite is locked within one machine only
+    store = _Store(recipe, backbone, Cache(root, private_index=engine.world_size > 1), engine)
+    clips, total = _world(recipe, store) if d.source == "world" else _folder(recipe, store)
+    seen: list[tuple[int, str, str, str, tuple[str, ...]]] = []
     waiting: list[tuple[Clip, str]] = []
-    with show.bar("cache", total, quiet=quiet) as bar, store.kept():
-        for clip in clips:
+    with show.bar("cache", total, quiet=quiet or not engine.main) as bar, store.kept():
+        for position, clip in clips:
             key = store.key(clip.content)
-            seen.append((clip.id, key, clip.caption, clip.labels))
-            if not store.cache.has(key, ("latent", "flow")) and all(key != other for _, other in waiting):
+            seen.append((position, clip.id, key, clip.caption, clip.labels.mechanisms))
+            if not clip.twin and not store.cache.has(key, ("latent", "flow")):
                 waiting.append((clip, key))
             if len(waiting) == d.encode_batch or len(seen) == total:
                 store.encode(waiting)
                 waiting = []
             bar.update(len(seen))
-    kept = [row for row in seen if store.cache.has(row[1])]
-    listed = [asdict(s) for s in (*skipped, *notes)]
-    (root / "skipped.json").write_text(json.dumps(listed, indent=1) + "\n")
+    said = {"seen": seen, "failed": store.failed, "notes": [asdict(note) for note in store.notes]}
+    everyone = engine.exchange(said | {"computed": store.computed})  # all have flushed
+    store.cache.refresh()
+    everything = sorted(row for one in everyone for row in one["seen"])
+    failed = {key: why for one in everyone for key, why in one["failed"].items()}
+    notes = tuple(Skipped(**note) for one in everyone for note in one["notes"])
+    skipped = (*store.left_out, *(Skipped(name, failed[key]) for _, name, key, *_ in everything if key in failed))
+    if engine.main:
+        listed = json.dumps([asdict(s) for s in (*skipped, *notes)], indent=1)
+        (root / "skipped.json").write_text(listed + "\n")
+    kept = [(name, key, caption, Labels.of(m)) for _, name, key, caption, m in everything if store.cache.has(key)]
     if not kept:
         why = "".join(f"\n  {s.path}: {s.why}" for s in skipped[:LISTED])
         more = f"\n  and {len(skipped) - LISTED} more, see {root / 'skipped.json'}" if len(skipped) > LISTED else ""
         raise ValueError(f"none of the {len(skipped)} clips of {d.source!r} can be used:{why}{more}")
-    said = store.embed([caption for _, _, caption, _ in kept])
-    rows = [(key, said[caption], _vector(name, labels, recipe)) for name, key, caption, labels in kept]
-    store.cache.flush()
+    texts = store.embed([caption for _, _, caption, _ in kept])
+    rows = [(key, texts[caption], _vector(name, labels, recipe)) for name, key, caption, labels in kept]
     counts = {m: int(sum(y[i] for _, _, y in rows)) for i, m in enumerate(MECHANISMS)}
     data: MapStyle = Clips(store.cache, rows, backbone.spec.text_length)
-    if len(rows) * sum(t.nbytes for t in data[0].values()) < IN_MEMORY_BYTES:
+    if len(rows) * sum(t.nbytes for t in data[0].values()) * engine.world_size < IN_MEMORY_BYTES:
         items = [data[i] for i in range(len(rows))]
         data = InMemory({name: torch.stack([item[name] for item in items]) for name in items[0]})
-    return Prepared(data, len(rows), store.computed, tuple(skipped), counts, tuple(notes))
+    return Prepared(data, len(rows), sum(one["computed"] for one in everyone), skipped, counts, notes)
 
 
 class _Store:
-    """The cache with what makes its entries."""
+    """The cache with what makes its entries, of the share of one process."""
 
-    def __init__(self, recipe: Recipe, backbone: WanBackbone, cache: Cache, skipped: list[Skipped]) -> None:
+    def __init__(self, recipe: Recipe, backbone: WanBackbone, cache: Cache, engine: Engine) -> None:
         d = recipe.data
-        self.recipe, self.backbone, self.cache, self.skipped = recipe, backbone, cache, skipped
+        self.recipe, self.backbone, self.cache, self.engine = recipe, backbone, cache, engine
+        self.failed: dict[str, str] = {}  # why, by key
+        self.left_out: list[Skipped] = []  # before they had a key; the same in every process
+        self.notes: list[Skipped] = []
         self.producer = f"{FORMAT}/{backbone.digest}/{d.flow}"
         self.spec = {"frames": d.frames, "height": d.height, "width": d.width, "fps": d.fps}
         self.computed, self.flushed = 0, time.monotonic()
+
+    def mine(self, items: Iterable[T]) -> Iterator[tuple[int, T]]:
+        """This process's items, each with its position among all."""
+        return ((i, item) for i, item in enumerate(items) if i % self.engine.world_size == self.engine.rank)
 
     def key(self, content: str) -> str:
         """The key of latents and flow of a clip."""
@@ -162,7 +186,7 @@ class _Store:
             except ValueError as error:
                 if self.recipe.data.short == "error" and not isinstance(error, video.VideoError):
                     raise ValueError(f"{clip.id}: {error}") from None
-                self.skipped.append(Skipped(clip.id, str(error)))
+                self.failed[key] = str(error)
         if not read:
             return
         frames = torch.from_numpy(np.stack([f for *_, f in read])).permute(0, 4, 1, 2, 3)
@@ -188,12 +212,13 @@ class _Store:
             self.cache.flush()
 
     def embed(self, captions: Sequence[str]) -> dict[str, str]:
-        """Put text features into the cache without their padding; give the key of each caption."""
+        """Put text features into the cache without their padding; give the key of each caption. All processes come."""
         producer = f"{FORMAT}/text/{self.backbone.digest}"
         keys = {c: Cache.key(c.encode(), producer=producer) for c in dict.fromkeys(captions)}
-        waiting = [c for c, key in keys.items() if not self.cache.has(key, ("text",))]
-        if waiting:
-            self.backbone.check_words(waiting)  # one warning for all that a closed vocabulary lacks
+        lacking = {c for c, key in keys.items() if not self.cache.has(key, ("text",))}
+        if lacking and self.engine.main:
+            self.backbone.check_words([c for c in keys if c in lacking])  # one warning for all
+        waiting = [c for _, c in self.mine(keys) if c in lacking]
         for start in range(0, len(waiting), BATCH):
             part = waiting[start : start + BATCH]
             with torch.no_grad(), warnings.catch_warnings():
@@ -202,6 +227,9 @@ class _Store:
             for caption, features, mask in zip(part, text.features.float(), text.mask, strict=True):
                 length = int(mask.nonzero().max()) + 1 if bool(mask.any()) else 1
                 self.cache.put(keys[caption], {"text": features[:length]})
+        self.cache.flush()
+        self.engine.barrier()
+        self.cache.refresh()
         return keys
 
 
@@ -229,61 +257,74 @@ def world_scale(d: Data) -> int:
     return d.height // physworld.SIZE
 
 
-def _world(recipe: Recipe, store: _Store) -> tuple[Iterator[Clip], int]:
+def _world(recipe: Recipe, store: _Store) -> tuple[Iterator[tuple[int, Clip]], int]:
     """Clips of the simulated world; only those that the cache lacks are simulated, some at a time."""
     world_scale(recipe.data)
-    return _simulated(recipe, store), recipe.data.clips
+    each, rest = divmod(recipe.data.clips, len(MECHANISMS))
+    every = [(mechanism, seed) for i, mechanism in enumerate(MECHANISMS) for seed in range(each + (i < rest))]
+    mine = list(store.mine(every))
+    return _simulated(recipe, store, mine), len(mine)
 
 
-def _simulated(recipe: Recipe, store: _Store) -> Iterator[Clip]:
+def _simulated(
+    recipe: Recipe, store: _Store, mine: Sequence[tuple[int, tuple[str, int]]]
+) -> Iterator[tuple[int, Clip]]:
     d, code = recipe.data, _world_code()
     scale = world_scale(d)
-    each, rest = divmod(d.clips, len(MECHANISMS))
-    for index, mechanism in enumerate(MECHANISMS):
-        for seeds in _parts(range(each + (index < rest)), CHUNK):
-            content = {seed: json.dumps([code, mechanism, seed, d.split, scale]) for seed in seeds}
-            known = {seed: store.meta(content[seed]) for seed in seeds}
-            missing = [seed for seed in seeds if known[seed] is None]
+    for mechanism, group in itertools.groupby(mine, lambda item: item[1][0]):
+        for part in _parts([(position, seed) for position, (_, seed) in group], CHUNK):
+            content = {seed: json.dumps([code, mechanism, seed, d.split, scale]) for _, seed in part}
+            known = {seed: store.meta(content[seed]) for seed in content}
+            missing = [seed for seed in content if known[seed] is None]
             made = {c.seed: c for c in physworld.simulate_many(mechanism, missing, split=d.split, scale=scale)}
-            for seed in seeds:
+            for position, seed in part:
                 name, meta = f"{d.split}-{mechanism}-{seed:06d}", known[seed]
                 if meta is None:
                     clip = made[seed]
-                    yield Clip(
-                        name, content[seed], clip.caption, Labels.of(clip.labels), partial(getattr, clip, "video")
-                    )
+                    frames = partial(getattr, clip, "video")
+                    yield position, Clip(name, content[seed], clip.caption, Labels.of(clip.labels), frames)
                 else:
-                    yield Clip(name, content[seed], meta["caption"], Labels.of(meta["labels"]), _never)
+                    yield position, Clip(name, content[seed], meta["caption"], Labels.of(meta["labels"]), _never)
 
 
 def _never() -> np.ndarray:
     raise AssertionError("a clip that is in the cache has no need of its pixels")
 
 
-def _folder(recipe: Recipe, skipped: list[Skipped], notes: list[Skipped]) -> tuple[list[Clip], int]:
+def _folder(recipe: Recipe, store: _Store) -> tuple[Iterator[tuple[int, Clip]], int]:
     """Clips of a folder or of a list of records."""
     d = recipe.data
     spec = video.ClipSpec(frames=d.frames, fps=d.fps, height=d.height, width=d.width)
     try:
-        records, left_out = read_records(d.source, root=d.root)
+        records, store.left_out = read_records(d.source, root=d.root)
     except ValueError as error:
         if "there is no file" not in str(error):
             raise
         raise ValueError(f"{error}; set data.root to the folder that the paths are relative to") from None
-    skipped += left_out
+    hashed = [(position, _sha(record.path)) for position, record in store.mine(records)]
+    everyone = dict(pair for one in store.engine.exchange(hashed) for pair in one)
+    first: dict[str, int] = {}
+    for position in sorted(everyone):
+        first.setdefault(everyone[position], position)
     clips = []
-    for record in records:
+    for position, record in store.mine(records):
         try:
             labels = labels_of(record, recipe)
         except ValueError as error:
             raise ValueError(
                 f"{record.id}: {error} (correct it, or list and drop it with data.on_unknown=list)"
             ) from None
-        notes += [Skipped(record.id, f"category {name!r} is unknown and was dropped") for name in labels.unknown]
-        with record.path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        clips.append(Clip(record.id, content, record.caption, labels, partial(_frames, record.path, spec)))
-    return clips, len(clips)
+        store.notes += [Skipped(record.id, f"category {name!r} is unknown and was dropped") for name in labels.unknown]
+        content = everyone[position]
+        twin = first[content] != position
+        frames = partial(_frames, record.path, spec)
+        clips.append((position, Clip(record.id, content, record.caption, labels, frames, twin)))
+    return iter(clips), len(clips)
+
+
+def _sha(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _frames(path: Path, spec: video.ClipSpec) -> UInt8[np.ndarray, "t h w 3"]:

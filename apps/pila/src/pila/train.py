@@ -24,6 +24,7 @@ from pila import losses
 from pila.adapter import PilaAdapter
 from pila.config import Recipe
 from trainers import FitResult, InMemory, Length, MapStyle, Progress, Ramp, Stage, checkpoint, dump_config, fit
+from trainers.engine import Engine, launched
 
 __all__ = ["Trainer", "fresh", "ready", "save_bundle", "shift_of", "stages", "train"]
 
@@ -190,22 +191,33 @@ def train(
     resume: bool = False,
     only: str | None = None,
     quiet: bool = False,
+    engine: Engine | None = None,
 ) -> tuple[PilaAdapter, FitResult]:
     """Train an adapter and write its bundle into `out/bundle`; `only` stops after the last stage whose name begins
-    so.
+    so. Of several processes (`engine`; none: as they were launched) the first writes.
     """
+    engine = engine or launched()
     adapter = fresh(recipe, backbone)
     plan = stages(recipe, adapter, backbone, data)
     if only is not None:
         plan = _until(plan, only)
-    if not (out / "recipe.yaml").exists():
+    if engine.main and not (out / "recipe.yaml").exists():
         dump_config(recipe, out / "recipe.yaml")
     with backbone.frozen():
         result = fit(
-            plan, adapter.groups(), out=out, seed=recipe.seed, resume=resume, save_every=recipe.save_every, quiet=quiet
+            plan,
+            adapter.groups(),
+            out=out,
+            seed=recipe.seed,
+            resume=resume,
+            save_every=recipe.save_every,
+            engine=engine,
+            quiet=quiet,
         )
-    dump_config(recipe, out / "recipe.yaml")  # what a resumed run was finished with
-    save_bundle(adapter, backbone, out / "bundle", history=result.history)
+    if engine.main:
+        dump_config(recipe, out / "recipe.yaml")  # what a resumed run was finished with
+        save_bundle(adapter, backbone, out / "bundle", history=result.history)
+    engine.barrier()
     return adapter, result
 
 

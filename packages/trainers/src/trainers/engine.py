@@ -15,14 +15,16 @@ and FSDP2 compute with bfloat16 copies of them).
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import weights
+from .guards import TrainingWarning
 from .stage import Optim, Progress
 
 __all__ = ["Engine", "Replicated", "Steps", "launched"]
@@ -185,6 +187,11 @@ class Engine:
     def leave(self) -> None:
         """Take leave of the other processes, at the end of a program that went well."""
 
+    @contextmanager
+    def speaking(self) -> Iterator[None]:
+        """Let an error name the process that it comes from, and warn in the first alone, while the block runs."""
+        yield
+
     def _alone(self, last: bool) -> AbstractContextManager[Any]:
         return nullcontext()
 
@@ -259,6 +266,18 @@ class Replicated(Engine):
     def leave(self) -> None:
         """Take leave of the other processes, at the end of a program that went well."""
         self.accelerator.end_training()
+
+    @contextmanager
+    def speaking(self) -> Iterator[None]:
+        """Let an error name the process that it comes from, and warn in the first alone, while the block runs."""
+        with warnings.catch_warnings():
+            if not self.main:
+                warnings.simplefilter("ignore", TrainingWarning)
+            try:
+                yield
+            except Exception as error:
+                error.add_note(f"in process {self.rank} of {self.world_size}")
+                raise
 
     def _alone(self, last: bool) -> AbstractContextManager[Any]:
         return nullcontext() if last else self.wrapped.no_sync()

@@ -98,8 +98,14 @@ def fit(
         raise ValueError(f"expected Guards(non_finite='stop') under {engine.name}, which cannot leave a step out")
     run = Run(stages, groups, Path(out), seed=seed, keep=keep, watch=watch or {}, guard=guard, engine=engine)
     tracked = Trackers(trackers if engine.main else (), run.out)
-    run.begin(resume)
-    with tracked.open(from_step=run.global_step), _as_found(groups), signals.caught() as asked:
+    with engine.speaking():
+        run.begin(resume)
+    with (
+        engine.speaking(),
+        tracked.open(from_step=run.global_step),
+        _as_found(groups),
+        signals.caught() as asked,
+    ):
         path = run.out / "log.jsonl" if engine.main else None
         lines = Log(path, also=[*([log] if log else []), tracked.write], from_step=run.global_step)
         loop = _Loop(run, lines, asked, held_out, sampling, quiet=quiet or not engine.main)
