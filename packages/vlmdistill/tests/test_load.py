@@ -45,3 +45,20 @@ def test_pixels_that_are_standardised_otherwise_are_refused(folder, name):
     (folder / name).write_text(json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1]}))
     with pytest.raises(ValueError, match="mean and deviation"):
         load(folder)
+
+
+def test_the_chat_template_of_the_processor_serves_where_the_tokenizer_has_none(vlm, folder, clips):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vlm.reader.tokenizer, "chat_template", None)
+        bare = folder / "bare"
+        vlm.reader.tokenizer.save_pretrained(bare)
+    for kept in ("chat_template.jinja", "tokenizer_config.json"):
+        (folder / kept).unlink()
+    (folder / "tokenizer_config.json").write_bytes((bare / "tokenizer_config.json").read_bytes())
+    with pytest.raises(ValueError, match="tokenizer with a chat template"):
+        load(folder)
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": vlm.reader.tokenizer.chat_template}))
+    back = load(folder, tokens=(1, 768))
+    assert torch.equal(
+        back.reader(clips, ["What?"] * 2).tensors["input_ids"], vlm.reader(clips, ["What?"] * 2).tensors["input_ids"]
+    )

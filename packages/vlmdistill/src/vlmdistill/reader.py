@@ -82,7 +82,9 @@ class Reader:
                 f"expected one question (and answer) a clip, got {len(clips)} clips, {len(questions)} questions, "
                 f"{given} answers"
             )
-        seen = [self._see(clip) for clip in clips]
+        once = {id(clip): clip for clip in clips}  # several questions may be about one clip
+        looked = {key: self._see(clip) for key, clip in once.items()}
+        seen = [looked[id(clip)] for clip in clips]
         rows, forced = [], []
         for (_, grid, times_s, _), clip, words in zip(seen, clips, questions, strict=True):
             rows.append(

@@ -185,8 +185,8 @@ def load(
 ) -> Vlm:
     """Load a checkpoint's folder, such as one of Qwen/Qwen2.5-VL-7B-Instruct or Qwen/Qwen3-VL-8B-Instruct, with SDPA.
 
-    ValueError where the folder is not there, holds another type of model, or standardises pixels in another way
-    than the two families do. Weights are safetensors.
+    ValueError where the folder is not there, holds another type of model, has no chat template, or standardises
+    pixels in another way than the two families do. Weights are safetensors.
     """
     from transformers import (
         AutoConfig,
@@ -213,12 +213,17 @@ def load(
                 raise ValueError(
                     f"expected mean and deviation {FAMILIES[config.model_type]} in {folder / name}, got {pixels}"
                 )
+    tokenizer, template = AutoTokenizer.from_pretrained(folder), folder / "chat_template.json"
+    if tokenizer.chat_template is None and template.is_file():  # where older checkpoints keep it, for the processor
+        tokenizer.chat_template = json.loads(template.read_text(encoding="utf-8"))["chat_template"]
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            f"expected a tokenizer with a chat template in {folder}, got none: take an Instruct checkpoint"
+        )
     model = classes[config.model_type].from_pretrained(
         folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
     )
-    return wrap(
-        model.eval().to(device), AutoTokenizer.from_pretrained(folder), tokens=tokens, fps=fps, name=folder.name
-    )
+    return wrap(model.eval().to(device), tokenizer, tokens=tokens, fps=fps, name=folder.name)
 
 
 def wrap(model: Any, tokenizer: Any, *, name: str, tokens: tuple[int, int] = (128, 768), fps: float = 2.0) -> Vlm:
