@@ -30,13 +30,25 @@ def number(frame):
 
 
 def encode(
-    path, frames, *, fps=24, codec="libx264", pix_fmt="yuv420p", stamps=None, rotation=0, options=None, base=None
+    path,
+    frames,
+    *,
+    fps=24,
+    codec="libx264",
+    pix_fmt="yuv420p",
+    stamps=None,
+    rotation=0,
+    options=None,
+    base=None,
+    wide=1,
 ):
     """A file as cameras make them: B-frames, key frames now and then, a turned picture, times of its own."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options or {})
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], pix_fmt
         stream.codec_context.thread_count = 1
+        for name, value in more.items():
+            setattr(stream.codec_context, name, value)
         stream.codec_context.time_base = base or 1 / Fraction(fps).limit_denominator(1001)
         if rotation:
             stream.set_display_rotation(rotation)
@@ -154,12 +166,20 @@ def test_what_an_edit_list_cuts_away_is_neither_shown_nor_missed(tmp_path):
     assert shown.times_s[0] == 0
 
 
+def test_pixels_that_are_not_square_are_refused_with_the_remedy(tmp_path):
+    with pytest.raises(VideoError, match=r"1\.33 times as wide as high.*setsar=1"):
+        video.read(encode(tmp_path / "a.mp4", numbered(5), sample_aspect_ratio=Fraction(4, 3)))
+    assert (
+        len(video.read(encode(tmp_path / "b.mp4", numbered(5), sample_aspect_ratio=Fraction(1280, 1279))).frames) == 5
+    )
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_a_picture_that_bits_were_flipped_in_is_refused_not_made_up(tmp_path, seed):
     path = encode(tmp_path / "a.mp4", np.random.default_rng(0).integers(0, 255, (9, 64, 64, 3), dtype=np.uint8))
     data, rng = bytearray(path.read_bytes()), np.random.default_rng(seed)
     body = data.index(b"mdat") + 800
-    for at in rng.integers(body, len(data), 6):
+    for at in rng.integers(body, len(data), 40):
         data[at] ^= 1 << int(rng.integers(8))
     path.write_bytes(data)
     with pytest.raises(VideoError, match="damaged"):

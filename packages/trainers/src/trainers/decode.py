@@ -38,6 +38,8 @@ MAX_PIXELS = 36_000_000
 """8K (8192 x 4320) and no more, our choice: a header may claim any size."""
 MAX_BYTES = 8 * 2**30
 """What `read` decodes at most, our choice: five minutes of 256 x 256, twelve seconds of 4K. `choose` keeps less."""
+SQUARE = 0.03
+"""Pixels may be this much wider or higher than square. Our choice: encoders write 1280/1279 and the like."""
 SEEK_S = 2.0
 """Nearer than this to the start it is cheaper to decode from there than to seek."""
 CHUNK = 8
@@ -246,6 +248,12 @@ def _opened(path: str | Path) -> Iterator[tuple[Any, Any]]:
                 raise VideoError(
                     f"{path} claims pictures of {context.width} x {context.height} px, above {MAX_PIXELS / 1e6:g} "
                     f"million: shrink it or leave it out"
+                )
+            shape = stream.sample_aspect_ratio or 1
+            if abs(shape - 1) > SQUARE:
+                raise VideoError(
+                    f"{path} has pixels {float(shape):.3g} times as wide as high, which makes a circle an ellipse: write "
+                    f"it anew (ffmpeg -i in -vf scale=iw*sar:ih,setsar=1 out.mp4) or leave it out"
                 )
             # A pool of threads a file starves on a busy machine and costs a small clip more than its decoding: 19 ms
             # against 69 ms with pools, two loaded cores. To read many files at once, give each a thread of its own.
