@@ -66,7 +66,7 @@ def _numbers(terms: Mapping[str, float | None]) -> dict[str, float]:
     return {name: value for name, value in terms.items() if value is not None}
 
 
-def read(path: Path, *, to_step: float = math.inf) -> list[dict[str, Any]]:
+def read(path: Path, *, to_step: float | int = math.inf) -> list[dict[str, Any]]:
     """Return the lines of a log up to a global step; a line that is cut short, or still being written, is left out."""
     if not path.exists():
         return []
