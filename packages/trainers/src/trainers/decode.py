@@ -252,8 +252,8 @@ def _opened(path: str | Path) -> Iterator[tuple[Any, Any]]:
             shape = stream.sample_aspect_ratio or 1
             if abs(shape - 1) > SQUARE:
                 raise VideoError(
-                    f"{path} has pixels {float(shape):.3g} times as wide as high, which makes a circle an ellipse: write "
-                    f"it anew (ffmpeg -i in -vf scale=iw*sar:ih,setsar=1 out.mp4) or leave it out"
+                    f"{path} has pixels {float(shape):.3g} times as wide as high, which makes a circle an ellipse: "
+                    f"write it anew (ffmpeg -i in -vf scale=iw*sar:ih,setsar=1 out.mp4) or leave it out"
                 )
             # A pool of threads a file starves on a busy machine and costs a small clip more than its decoding: 19 ms
             # against 69 ms with pools, two loaded cores. To read many files at once, give each a thread of its own.
