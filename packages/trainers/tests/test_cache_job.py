@@ -17,7 +17,7 @@ import yaml
 
 from trainers import Cache, ClipSpec, Record, Stopped, TrainingWarning, cache_job, cache_shard, video
 from trainers.cache import Producer
-from trainers.cache_job import Item, clips, make, place, share
+from trainers.cache_job import Item, clip_items, make, place, share
 from trainers.cache_upkeep import verify
 
 MEAN = Producer("mean", "1", dtype="float32", shape="2")
@@ -91,7 +91,7 @@ def test_clips_are_decoded_with_their_times_and_a_broken_one_is_listed(tmp_path)
 
     spec = ClipSpec(5, 16, 16, 16)
     made = {"frames": Producer("decode", dtype="uint8", shape="t 16 16 3")}
-    report = make(tmp_path / "cache", clips(records, spec), produce, made, quiet=True)
+    report = make(tmp_path / "cache", clip_items(records, spec), produce, made, quiet=True)
     assert (report.made, [s.path for s in report.failed]) == (1, ["b.mp4", "none.mp4"])
     assert "cannot be decoded" in report.failed[0].why
     assert "No such file" in report.failed[1].why

@@ -11,7 +11,7 @@ import torch
 
 from trainers import Cache, ClipSpec, Record, video
 from trainers.cache import Producer
-from trainers.cache_job import Item, clips, make
+from trainers.cache_job import Item, clip_items, make
 from trainers.cache_ray import make_on_ray
 from trainers.cache_shard import contents
 from trainers.cache_upkeep import verify
@@ -74,7 +74,7 @@ def test_the_store_equals_the_local_job_s_entry_by_entry_though_a_worker_dies(tm
         video.write(path, rng.integers(0, 255, (6, 16, 16, 3), np.uint8), 16)
         records.append(Record(path, f"clip {number}", {}, (), path.name))
     (tmp_path / "broken.mp4").write_bytes(b"no video")
-    items = clips([*records, Record(tmp_path / "broken.mp4", "none", {}, (), "broken.mp4")], SPEC)
+    items = clip_items([*records, Record(tmp_path / "broken.mp4", "none", {}, (), "broken.mp4")], SPEC)
     local = make(tmp_path / "local", items, build_of(None), MADE, batch=2, quiet=True)
 
     # every entry closes its shard, so that what was made before the death is there when the block is tried again

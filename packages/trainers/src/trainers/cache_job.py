@@ -9,7 +9,7 @@ cannot be used is listed with the reason (see `cache_report`) and tried again by
         vae = load_my_vae()                               # once a process, and only when something is missing
         return lambda clips: [{"latent": z} for z in vae.encode(stack(clips))]
 
-    make("cache", clips(records, spec), build, {"latent": Producer("my-vae", "a1b2", shape="16 t h w")}, batch=8)
+    make("cache", clip_items(records, spec), build, {"latent": Producer("my-vae", "a1b2")}, batch=8)
 """
 
 import gc
@@ -35,7 +35,7 @@ from .cache_upkeep import differences
 from .guards import TrainingWarning
 from .records import Record
 
-__all__ = ["Build", "Item", "Produce", "Report", "Stale", "Worker", "clips", "make", "place", "share"]
+__all__ = ["Build", "Item", "Produce", "Report", "Stale", "Worker", "clip_items", "make", "place", "share"]
 
 Produce = Callable[[list[Any]], Sequence[Mapping[str, Tensor]]]
 """Makes artefacts: of what the items of a batch load to, a map for each. A ValueError leaves the item out."""
@@ -64,7 +64,7 @@ _Loading = tuple[Item, Source, "Future[Any]"]
 _Loaded = tuple[Item, Source, Any]
 
 
-def clips(records: Iterable[Record], spec: video.ClipSpec) -> list[Item]:
+def clip_items(records: Iterable[Record], spec: video.ClipSpec) -> list[Item]:
     """Return the items of video clips, decoded by `spec`; caption, labels and annotation are noted beside them."""
     return [
         Item(
