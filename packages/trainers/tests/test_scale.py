@@ -303,6 +303,29 @@ def test_a_frozen_model_in_the_loss_is_neither_wrapped_nor_saved(tmp_path, engin
     assert sum(file.stat().st_size for file in newest.iterdir()) < 6_000
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", engines("zero2-offload"))
+def test_deepspeeds_own_adam_on_the_cpu_is_compiled_steps_as_one_process_and_resumes(tmp_path, engine):
+    """Minutes, the first time on a machine: g++ compiles DeepSpeedCPUAdam."""
+
+    def child(out, steps, resume):
+        def work(rank):
+            groups = parts()
+            fit(plain(groups, batch_size=2, steps=steps), groups, out=tmp_path / out, resume=resume, quiet=True)
+            torch.save(state(groups), tmp_path / f"end-{rank}.pt")
+
+        return work
+
+    forced = {"zero_force_ds_cpu_optimizer": True}
+    for out, steps, resume in (("whole", 6, False), ("cut", 3, False), ("cut", 6, True)):
+        work = child(out, steps, resume)
+        assert world.run(work, environment=environment(engine, tmp_path, **forced)) == [0, 0]
+    assert toy.equal(files(tmp_path / "cut"), files(tmp_path / "whole"))
+    one = parts()
+    fit(plain(one, batch_size=4, steps=6), one, out=tmp_path / "one", quiet=True)
+    assert apart(ends(tmp_path)[0], state(one)) < 1e-5
+
+
 # ---- from one engine to another
 
 
@@ -401,7 +424,7 @@ def test_the_gradient_of_one_term_on_one_group_is_that_of_one_process_and_change
         for micro, part in enumerate(x.split(len(x) // 2)):
             terms = engine.forward({"x": part, "y": part.sum(1, keepdim=True)}, START, last=micro == 1)
             if looking:
-                found.append(engine.gradient(terms["size"] / 2, "head"))
+                found.append([part / 2 for part in engine.gradient(terms["size"], "head")])
             engine.backward(sum(terms.values()) / 2, last=micro == 1)
         norm = engine.norm_of(torch._foreach_add(*found)) if looking else 0.0
         return norm, engine.step({"body": 1.0, "head": 1.0}, None), engine.weights()

@@ -88,8 +88,8 @@ class Step:
         for name, recursion in self.run.recursions.items():
             if not recursion.measures(step) or recursion.ramp.group not in self.engine.trained:
                 continue
-            term = self._term(name, recursion, terms) / self.stage.accumulate
-            parts = self.engine.gradient(term, recursion.ramp.group)
+            term = self._term(name, recursion, terms)
+            parts = [part / self.stage.accumulate for part in self.engine.gradient(term, recursion.ramp.group)]
             before = measured.get(name)
             measured[name] = parts if before is None else list(torch._foreach_add(before, parts))
 
@@ -105,7 +105,7 @@ class Step:
                 f"stage {self.stage.name!r}: ramp {name!r} measures the gradient of {wanted!r}, which has none: return "
                 f"it without detach() and unweighted"
             )
-        return terms[wanted].reshape(())
+        return terms[wanted]
 
     def _look_for_zeros(self, made: Made) -> None:
         for name in self.engine.trained:

@@ -30,6 +30,17 @@ __all__ = ["Zero"]
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
+class _Steps(Steps):
+    """Keeps the terms as the loss made them, beside those that DeepSpeed gets."""
+
+    made: dict[str, Tensor]
+
+    def forward(self, batch: dict[str, Any], progress: Progress) -> dict[str, Tensor]:
+        """Return the terms of the loss."""
+        self.made = super().forward(batch, progress)
+        return {name: term.view_as(term) for name, term in self.made.items()}
+
+
 class Zero(Replicated):
     """DeepSpeed, with the config that `accelerate launch` was given."""
 
@@ -88,10 +99,11 @@ class Zero(Replicated):
             entry["base_lr"] = optim.lr
         whole = {key: p.detach().clone() for key, p in weights.parameters(trained).items()} if self.bf16 else {}
         buffers = [(module, dict(module._buffers)) for group in trained.values() for module in group.modules()]
+        self.steps = _Steps(trained, loss, bf16=self.bf16)
         made: Any = self.deepspeed.initialize(
-            model=Steps(trained, loss, bf16=self.bf16), optimizer=optimizer, config=config, dist_init_required=False
+            model=self.steps, optimizer=optimizer, config=config, dist_init_required=False
         )
-        self.engine, self.inner = made[0], made[1]
+        self.engine, self.inner, self.said = made[0], made[1], {}
         for module, found in buffers:  # bf16 has rounded them
             module._buffers.update(found)
         for key, p in weights.parameters(trained).items():
@@ -106,11 +118,22 @@ class Zero(Replicated):
     def forward(self, batch: dict[str, Any], progress: Progress, *, last: bool) -> dict[str, Tensor]:
         """Return the terms of the loss."""
         self.engine.set_gradient_accumulation_boundary(last)
-        return self.engine(batch, progress)
+        self.said = self.engine(batch, progress)
+        return dict(self.said)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add the gradients of one batch; the loop has divided by the number of batches already."""
         self.engine.backward(loss, scale_wrt_gas=False)
+
+    def gradient(self, term: Tensor, group: str) -> list[Tensor]:
+        """Return the gradient of a term that `forward` returned on a group, of this process's batch.
+
+        It goes around what DeepSpeed has hung on the term, which would take it for the step's backward.
+        """
+        if self.stage == 3:
+            raise ValueError("a recursive ramp needs whole gradients, which ZeRO-3 takes apart: use ZeRO-2")
+        own = next(self.steps.made[name] for name, said in self.said.items() if said is term)
+        return super().gradient(own, group)
 
     def connected(self, group: str) -> bool:
         """Whether any gradient of a group is not zero. Every process asks at once."""
@@ -178,7 +201,7 @@ class Zero(Replicated):
         # A dead engine that the garbage collector finds later would destroy itself once more, and with it what the next
         # engine has hung on the same parameters.
         self.engine.optimizer = None
-        del self.engine, self.inner
+        del self.engine, self.inner, self.steps, self.said
         gc.collect()
 
     def _continue(self, moments: Mapping[str, Tensor]) -> None:
