@@ -1,5 +1,6 @@
 """torchcodec and PyAV are one reader: the same frames, the same times, from whatever a camera or a cutter writes."""
 
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -144,12 +145,27 @@ def test_seeking_into_a_long_file_gives_what_reading_from_its_start_gives(tmp_pa
 
 def test_seeking_does_not_decode_what_comes_before(tmp_path, monkeypatch):
     path = encode(tmp_path / "a.mp4", numbered(56), fps=4, options={"g": "4", "bf": "0"})
-    sought = []
-    stock = decode._by_pyav
-    monkeypatch.setattr(decode, "_by_pyav", lambda *a, seek: sought.append(seek) or stock(*a, seek=seek))
+    decoded = []
+    stock = decode._opened
+
+    class Counting:
+        def __init__(self, container):
+            self.seek, self.demux, self.inner = container.seek, container.demux, container
+
+        def decode(self, stream):
+            for frame in self.inner.decode(stream):
+                decoded.append(frame.pts)
+                yield frame
+
+    @contextmanager
+    def opened(path):
+        with stock(path) as (container, stream):
+            yield Counting(container), stream
+
+    monkeypatch.setattr(decode, "_opened", opened)
     part = video.read(path, from_s=12, until_s=12.5, decoder="pyav")
     assert [number(frame) for frame in part.frames] == [48, 49, 50]
-    assert sought == [True]  # and no second time from the start
+    assert len(decoded) <= 3 + 4 + 4  # those wanted, a second before them, and back to a key frame
 
 
 def test_what_an_edit_list_cuts_away_is_neither_shown_nor_missed(tmp_path):
@@ -169,9 +185,8 @@ def test_what_an_edit_list_cuts_away_is_neither_shown_nor_missed(tmp_path):
 def test_pixels_that_are_not_square_are_refused_with_the_remedy(tmp_path):
     with pytest.raises(VideoError, match=r"1\.33 times as wide as high.*setsar=1"):
         video.read(encode(tmp_path / "a.mp4", numbered(5), sample_aspect_ratio=Fraction(4, 3)))
-    assert (
-        len(video.read(encode(tmp_path / "b.mp4", numbered(5), sample_aspect_ratio=Fraction(1280, 1279))).frames) == 5
-    )
+    nearly = encode(tmp_path / "b.mp4", numbered(5), sample_aspect_ratio=Fraction(1280, 1279))
+    assert len(video.read(nearly).frames) == 5
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -179,10 +194,10 @@ def test_a_picture_that_bits_were_flipped_in_is_refused_not_made_up(tmp_path, se
     path = encode(tmp_path / "a.mp4", np.random.default_rng(0).integers(0, 255, (9, 64, 64, 3), dtype=np.uint8))
     data, rng = bytearray(path.read_bytes()), np.random.default_rng(seed)
     body = data.index(b"mdat") + 800
-    for at in rng.integers(body, len(data), 40):
+    for at in rng.integers(body, data.index(b"moov") - 4, 40):
         data[at] ^= 1 << int(rng.integers(8))
     path.write_bytes(data)
-    with pytest.raises(VideoError, match=r"a\.mp4.*replace"):
+    with pytest.raises(VideoError, match=r"a\.mp4"):
         video.read(path, decoder="pyav")
 
 
