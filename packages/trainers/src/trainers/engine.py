@@ -102,7 +102,7 @@ class Engine:
         return any(p.grad is not None and bool(p.grad.any()) for p in self.trained[group].parameters())
 
     def gradient(self, term: Tensor, group: str) -> list[Tensor]:
-        """Return the gradient on a group of a term that `forward` returned, of this process alone: a tensor a parameter.
+        """Return the gradient on a group of a term that `forward` returned, of this process alone, by parameter.
 
         It is asked for between `forward` and `backward` and leaves both as they are: the graph stays, no `.grad`
         changes, nothing is exchanged. The loop adds up what the batches of a step give and asks `norm_of` of the sum.
