@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from physfields.fields import as_field, symmetric_pairs
+from physfields.fields import as_field, split_components, symmetric_pairs
 from physfields.grid import Grid
 from physfields.kinematics import face_difference, face_mean
 from physfields.stencil import combine, derivative
@@ -44,6 +44,7 @@ class FieldDerivatives:
         self._kept: dict[tuple[str, int], Tensor] = {}
         self._made: dict[str, Tensor] = {}
         self._faces: dict[tuple[str, str], Tensor] = {}
+        self._cut: dict[str, tuple[Tensor, ...]] = {}
 
     def d(self, axis: str, m: int) -> Tensor:
         """D^m along an axis, kept."""
@@ -105,7 +106,7 @@ class FieldDerivatives:
     def div(self) -> Tensor:
         self._expect(len(self.grid.space))
         if self._shared:
-            return _total(self.d(axis, 1)[:, i : i + 1] for i, axis in enumerate(self.grid.space))
+            return _total(self._slopes(axis)[i] for i, axis in enumerate(self.grid.space))
         return self._combined([(0, i, axis, 1, 1.0) for i, axis in enumerate(self.grid.space)])
 
     @_kept
@@ -115,7 +116,7 @@ class FieldDerivatives:
         self._expect(len(axes))
         in_space = [((1, 2), (2, 1)), ((2, 0), (0, 2)), ((0, 1), (1, 0))]
         rows = [((1, 0), (0, 1))] if len(axes) == 2 else in_space
-        parts = [self.d(axes[a], 1)[:, i : i + 1] - self.d(axes[b], 1)[:, j : j + 1] for (a, i), (b, j) in rows]
+        parts = [self._slopes(axes[a])[i] - self._slopes(axes[b])[j] for (a, i), (b, j) in rows]
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
     @_kept
@@ -125,8 +126,8 @@ class FieldDerivatives:
         self._expect(len(axes))
 
         def entry(i: int, j: int) -> Tensor:
-            first = self.d(axes[j], 1)[:, i : i + 1]
-            return first if i == j else 0.5 * (first + self.d(axes[i], 1)[:, j : j + 1])
+            first = self._slopes(axes[j])[i]
+            return first if i == j else 0.5 * (first + self._slopes(axes[i])[j])
 
         return torch.cat([entry(i, j) for i, j in symmetric_pairs(len(axes))], dim=1)
 
@@ -138,10 +139,10 @@ class FieldDerivatives:
 
     def advected_by(self, u: Tensor) -> Tensor:
         """u . grad f for a velocity u (b, 2, t, y, x)."""
-        axes = self.grid.space
-        total = u[:, :1] * self.d(axes[0], 1)
-        for i, axis in enumerate(axes[1:], start=1):
-            total = torch.addcmul(total, u[:, i : i + 1], self.d(axis, 1))
+        first, *rest = zip(split_components(u), self.grid.space, strict=True)
+        total = first[0] * self.d(first[1], 1)
+        for component, axis in rest:
+            total = torch.addcmul(total, component, self.d(axis, 1))
         return total
 
     def difference(self, axis: str) -> Tensor:
@@ -155,6 +156,12 @@ class FieldDerivatives:
         if ("mean", axis) not in self._faces:
             self._faces["mean", axis] = face_mean(self.value, axis, self.grid)
         return self._faces["mean", axis]
+
+    def _slopes(self, axis: str) -> tuple[Tensor, ...]:
+        """The components of D f along an axis: cut once, so that their gradients are joined once."""
+        if axis not in self._cut:
+            self._cut[axis] = split_components(self.d(axis, 1))
+        return self._cut[axis]
 
     @property
     def _shared(self) -> bool:
@@ -181,7 +188,7 @@ class Derivatives(Mapping[str, FieldDerivatives]):
         self.grid = grid
         values = {name: as_field(f, None, name, axes=grid.axes) for name, f in fields.items()}
         shapes = {name: tuple(f.shape[:1] + f.shape[2:]) for name, f in values.items()}
-        if len(set(shapes.values())) > 1:
+        if any(shape != other for shape in shapes.values() for other in shapes.values()):
             raise ValueError(f"Derivatives: expected equal (b, t, *space) for all fields, got {shapes}.")
         names = _stacked_names(values, stacked)
         stack = _Stack({name: values[name] for name in values if name in names}, grid) if len(names) > 1 else None

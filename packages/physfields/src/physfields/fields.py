@@ -31,6 +31,15 @@ def symmetric_pairs(n: int) -> tuple[tuple[int, int], ...]:
     return (*((i, i) for i in range(n)), *((i, j) for i in range(n) for j in range(i + 1, n)))
 
 
+def split_components(f: Tensor) -> tuple[Tensor, ...]:
+    """The components of f, each (b, 1, ...), so that the backward joins their gradients at once.
+
+    The dimension put in between keeps torch's compiler from taking the join of single components for a channels-last
+    image, whose kernels it does not vectorise.
+    """
+    return tuple(part.squeeze(2) for part in f.unsqueeze(2).split(1, dim=1))
+
+
 def components(kind: Kind, grid: Grid) -> int | None:
     """How many components a kind of field has on a grid; None is any number."""
     n = len(grid.space)
@@ -78,9 +87,10 @@ def as_field(f: object, count: int | None, name: str, *, axes: Iterable[str] = (
 
 
 def _agree(fields: list[Tensor], name: str) -> None:
-    shapes = [tuple(f.shape[2:]) for f in fields]
-    batches = {f.shape[0] for f in fields} - {1}
-    if len(set(shapes)) > 1 or len(batches) > 1:
+    # No sets: a tracer's symbolic sizes compare but do not hash.
+    shapes = [f.shape[2:] for f in fields]
+    batches = [f.shape[0] for f in fields if f.shape[0] != 1]
+    if any(s != shapes[0] for s in shapes) or any(b != batches[0] for b in batches):
         raise ValueError(f"{name}: expected fields of equal (b, t, *space), got {[tuple(f.shape) for f in fields]}.")
 
 

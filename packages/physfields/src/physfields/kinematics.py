@@ -7,6 +7,7 @@ by face differences sees a checkerboard, which central differences of every orde
 A face lies half-way between a node and the next: one entry fewer along its axis, on a periodic axis as many.
 """
 
+from operator import index as index_of
 from typing import Literal
 
 import torch
@@ -102,7 +103,7 @@ def cumulative_integral(
 
     "middle" is frame floor(T / 2). The matching residual is `box_residual`. PILA (Wang et al., 2026), Eq. 19.
     """
-    frames = v.shape[2]
+    frames = index_of(v.shape[2])  # a tracer's size may be symbolic; the anchor is not
     grid.check_length("t", frames)
     index = (
         {"first": 0, "middle": frames // 2, "last": frames - 1}.get(anchor, anchor)

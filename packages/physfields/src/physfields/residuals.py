@@ -331,7 +331,8 @@ def _filled(fields: dict[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
     if "density" in fields:
         rest = {slot: f for slot, f in fields.items() if slot != "density"}
         return {"density": fill(fields["density"], mask, 1.0), **(_filled(rest, mask) if rest else {})}
-    if len({(f.dtype, f.shape[0]) for f in fields.values()}) > 1:
+    first = next(iter(fields.values()))
+    if any(f.dtype != first.dtype or f.shape[0] != first.shape[0] for f in fields.values()):
         return {slot: fill(f, mask) for slot, f in fields.items()}
     parts = fill(torch.cat(list(fields.values()), dim=1), mask).split([f.shape[1] for f in fields.values()], dim=1)
     return dict(zip(fields, parts, strict=True))

@@ -7,8 +7,10 @@ operator itself, and no graph of slices is kept. No sum has an undefined order: 
 
 Three ways to apply a matrix; `Grid.path` chooses, "auto" by itself:
     rows     slices written in place, edge rows one by one: the fastest where calls are cheap (a CPU)
-    blocks   edge rows of one end as one product and one sum: the fewest kernels (a GPU); as `rows` where rows differ
+    blocks   edge rows of one end as one product and one sum: the fewest kernels (a GPU, and adjoints, which have more
+             edge rows, on a CPU too); as `rows` where rows differ
     cat      no writing in place: what compilers and tensor subclasses want, and what they get whatever was asked for
+             (a compiler for a CPU gets the other form of `physfields.traced`)
 """
 
 from collections.abc import Callable, Sequence
@@ -25,6 +27,7 @@ from physfields.matrix import Matrix, derivative_matrix, nodes_needed
 
 Components = int | range
 Term = tuple[Components, Components, str, int, float]
+OneDerivative = Callable[[Tensor, int, float, Sequence], Tensor]  # of a field, along a dimension, scaled, by a matrix
 
 
 class Part(NamedTuple):
@@ -44,6 +47,7 @@ class Operator:
     def __init__(self, grid: Grid, sizes: tuple[int, ...], terms: tuple[Term, ...], shape: tuple[int, int], back: bool):
         self.grid, self.path = grid, grid.path
         self._made = grid, sizes, terms, shape, back
+        self.transposed = back  # an adjoint has twice as many edge rows
         self.component = -len(sizes) - 1  # the dimension of the components
         self.whole = terms[0][0] == -1  # one term on the whole tensor, which may have no components
         self.outputs = shape[0] if back else shape[1]
@@ -74,10 +78,11 @@ class Operator:
 
     def __call__(self, f: Tensor) -> Tensor:
         if not _is_plain(f):
-            return apply_by_cat(f, self.parts, self.unwritten, self.outputs, self.component)
-        path = self.path if self.path != "auto" else "rows" if f.device.type == "cpu" else "blocks"
+            return apply_by_cat(f, self.parts, self.unwritten, self.outputs, self.component, one=join_rows)
+        rows = f.device.type == "cpu" and not self.transposed
+        path = self.path if self.path != "auto" else "rows" if rows else "blocks"
         if path == "cat":
-            return apply_by_cat(f, self.parts, self.unwritten, self.outputs, self.component)
+            return apply_by_cat(f, self.parts, self.unwritten, self.outputs, self.component, one=join_rows)
         return self._in_place(f, self._block if path == "blocks" else _fill_rows)
 
     def _in_place(self, f: Tensor, edges: Callable[[Tensor, Tensor, Part], None]) -> Tensor:
@@ -177,7 +182,9 @@ def _sum_into(out: Tensor, slices: list[Tensor], weights: list) -> None:
         out.add_(f, alpha=w)
 
 
-def apply_by_cat(f: Tensor, parts: Sequence, unwritten: Sequence[int], outputs: int, component: int) -> Tensor:
+def apply_by_cat(
+    f: Tensor, parts: Sequence, unwritten: Sequence[int], outputs: int, component: int, *, one: OneDerivative
+) -> Tensor:
     """The same sums without writing in place; plain code on plain tuples, which compilers trace."""
     if not parts and not unwritten:
         return torch.zeros_like(f)
@@ -187,7 +194,7 @@ def apply_by_cat(f: Tensor, parts: Sequence, unwritten: Sequence[int], outputs: 
     one_by_one = len(covered) != len(set(covered)) or any(into is not None and into[2] != 1 for into in spans)
     totals = {}
     for into, of, add, dim, scale, matrix in parts:
-        value = _apply_one(_components(f, of, component), dim, scale, matrix)
+        value = one(_components(f, of, component), dim, scale, matrix)
         if into is None:
             return value
         if one_by_one:
@@ -202,7 +209,8 @@ def apply_by_cat(f: Tensor, parts: Sequence, unwritten: Sequence[int], outputs: 
     return joined[0] if len(joined) == 1 else torch.cat(joined, dim=component)
 
 
-def _apply_one(f: Tensor, dim: int, scale: float, matrix: Sequence) -> Tensor:
+def join_rows(f: Tensor, dim: int, scale: float, matrix: Sequence) -> Tensor:
+    """One derivative along dim: the inner rows and each edge row, joined."""
     n, _, first, count, inner, edges, _ = matrix
     rows = {}
     if count:
@@ -258,7 +266,7 @@ def combine(f: Float[Tensor, "..."], terms: tuple[Term, ...], grid: Grid, compon
     """
     sizes = _sizes(f, grid)
     _check(grid, sizes, terms)
-    return _run(f, grid, sizes, terms, (f.shape[-len(sizes) - 1], components))
+    return _run(f, grid, sizes, terms, (index(f.shape[-len(sizes) - 1]), index(components)))
 
 
 def derivative(f: Float[Tensor, "*axes"], axis: str, m: int, grid: Grid) -> Float[Tensor, "*axes"]:

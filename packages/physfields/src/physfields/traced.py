@@ -1,14 +1,16 @@
 """The engine's autograd node as a compiler can trace it. Imported while compiling only: it loads torch's compiler."""
 
 import logging
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from physfields.grid import Grid
-from physfields.stencil import Term, apply_by_cat, make_operator
+from physfields.stencil import Term, apply_by_cat, join_rows, make_operator
 
 logger = logging.getLogger(__name__)
+LONGEST_EDGES = 8  # rows at both ends: a chain of that many comparisons for each column; measured on a CPU
 
 
 @torch.compiler.assume_constant_result
@@ -24,12 +26,39 @@ def plain_operator(key: str, sizes: tuple[int, ...], terms: tuple[Term, ...], sh
     return parts, operator.unwritten, operator.outputs, operator.component
 
 
+def read_rows(f: Tensor, dim: int, scale: float, matrix: Sequence) -> Tensor:
+    """One derivative along dim as a sum over columns, each row reading where its own column is: one kernel, no join.
+
+    Which node a row reads and how it weighs it is worked out from the row's number, so that the compiler can merge the
+    derivative into the kernel that uses it. For that the last dimension, whose rows lie in one vector register, must
+    not be dim, and the edges must be short: else `join_rows`.
+    """
+    n, _, _, _, inner, edges, _ = matrix
+    uneven = any(isinstance(w, tuple) for _, w in inner)
+    if dim == -1 or uneven or not inner or len(edges) > LONGEST_EDGES or f.device.type != "cpu":
+        return join_rows(f, dim, scale, matrix)
+    row, total = torch.arange(n, device=f.device), None
+    for k in range(max(len(terms) for terms in (inner, *(terms for _, terms in edges)))):
+        offset, w = inner[k] if k < len(inner) else (0, 0.0)
+        column, weight = row + offset, torch.full((n,), w * scale, dtype=f.dtype, device=f.device)
+        for i, terms in edges:
+            # A row of fewer terms reads one of its own nodes once more, for nothing: what it does not read may be NaN.
+            j, v = terms[k] if k < len(terms) else (terms[0][0], 0.0) if terms else (i, 0.0)
+            column = torch.where(row == i, j, column)
+            weight = torch.where(row == i, v * scale, weight)
+        read = torch.ops.aten._unsafe_index(f, [None] * (f.ndim + dim) + [column])  # the columns are in range
+        part = read * weight.reshape([n] + [1] * (-1 - dim))
+        total = part if total is None else total + part
+    assert total is not None
+    return total
+
+
 class TracedLinear(torch.autograd.Function):
     """The node of `physfields.stencil` without forward mode, and with constants by name instead of an object."""
 
     @staticmethod
     def forward(f: Tensor, key, sizes, terms, shape, back) -> Tensor:
-        return apply_by_cat(f, *plain_operator(key, sizes, terms, shape, back))
+        return apply_by_cat(f, *plain_operator(key, sizes, terms, shape, back), one=read_rows)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
