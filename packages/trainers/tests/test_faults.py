@@ -252,9 +252,14 @@ def test_a_folder_that_becomes_read_only_is_one_sentence_and_the_last_checkpoint
     assert toy.equal(toy.state(wide(out, resume=True)), toy.state(wide(tmp_path / "whole")))
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_the_first_step(open_folder):
+@pytest.mark.parametrize("closed", [".", "checkpoints"])
+def test_a_folder_that_cannot_be_written_is_told_before_the_first_step(open_folder, closed):
     out = open_folder / "out"
-    out.mkdir(mode=0o555)
+    (out / "checkpoints").mkdir(parents=True)
+    out.chmod(0o777)
+    (out / closed).chmod(0o555)
+    if closed == ".":
+        (out / "checkpoints").rmdir()
 
     def never(progress):
         raise AssertionError("trained before it looked at the folder")
