@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from trainers import Cache, ClipSpec, Record, Stopped, TrainingWarning, cache_job, cache_shard, video
-from trainers.cache import Producer
+from trainers.cache import Producer, Source
 from trainers.cache_job import Item, clip_items, make, place, share
 from trainers.cache_upkeep import verify
 
@@ -242,6 +242,32 @@ def test_a_batch_and_the_next_one_are_all_that_is_held(tmp_path):
 
     make(tmp_path, items(40, load=Thing), lambda: watching, MADE, batch=4, shard_items=5, quiet=True)
     assert max(most) <= 8
+
+
+def test_a_file_is_hashed_once_and_again_when_it_has_changed(tmp_path, monkeypatch):
+    paths = [tmp_path / f"{n}.bin" for n in range(4)]
+    for n, path in enumerate(paths):
+        path.write_bytes(bytes([n]))
+    mine = [Item(path.name, path, partial(load, n)) for n, path in enumerate(paths)]
+    make(tmp_path / "cache", mine, build, MADE, quiet=True)
+    report = tmp_path / "cache" / "reports" / "cache-00000.jsonl"
+    report.write_text(report.read_text()[:-5])  # a kill cut the last line, and with it one hash
+    read = []
+    stock = Source.of
+
+    def counted(media, *, spec=None):
+        read.append(media.name)
+        return stock(media, spec=spec)
+
+    monkeypatch.setattr(Source, "of", counted)
+    paths[1].write_bytes(b"changed")
+    os.utime(paths[2], ns=(0, 0))
+    again = make(tmp_path / "cache", mine, build, MADE, quiet=True)
+    assert read == ["1.bin", "2.bin", "3.bin"]
+    assert (again.made, again.there) == (1, 3)
+    read.clear()
+    assert make(tmp_path / "cache", mine, build, MADE, quiet=True).there == 4
+    assert read == []
 
 
 def test_another_producer_is_refused_with_what_differs_or_made_beside(tmp_path):

@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 
 from . import show, signals, video
-from .artefact import Producer, Source
+from .artefact import Producer, Source, plain
 from .cache import Cache
-from .cache_report import Outcome, Report, Reporter
+from .cache_report import Hashed, Outcome, Report, Reporter, hashes
 from .cache_upkeep import differences
 from .guards import TrainingWarning
 from .records import Record
@@ -125,6 +125,8 @@ class Worker:
         self.cache, self.build, self.producers = cache, build, dict(producers)
         self.batch, self.threads, self.stale = batch, threads, stale
         self.specs: set[str] = set()  # of the items so far, as JSON
+        self.hashed: dict[str, Hashed] = {}  # by the item's id, what was hashed anew
+        self._known = hashes(cache.root)
         self._produce: Produce | None = None
         self._flushed = time.monotonic()
 
@@ -165,7 +167,7 @@ class Worker:
         taken: set[str] = set()
         for item in items:
             try:
-                source = Source.of(item.media, spec=item.spec)
+                source = self._source(item)
             except (ValueError, OSError) as error:
                 waiting.append(_failed(item, "", error))
                 continue
@@ -178,6 +180,18 @@ class Worker:
                 self._compare(item, key)
                 taken.add(key)
                 yield item, source
+
+    def _source(self, item: Item) -> Source:
+        if isinstance(item.media, bytes):
+            return Source.of(item.media, spec=item.spec)
+        path = Path(item.media).absolute()
+        like = path.stat()  # before it is read: a file that changes meanwhile must not pass for the new one
+        known = self._known.get(str(path))
+        if known and (known.size, known.mtime_ns) == (like.st_size, like.st_mtime_ns):
+            return Source(known.content, plain(item.spec))
+        source = Source.of(path, spec=item.spec)
+        self.hashed[item.id] = Hashed(str(path), like.st_size, like.st_mtime_ns, source.content)
+        return source
 
     def _compare(self, item: Item, key: str) -> None:
         """Refuse to make beside what is there, by another producer, unless that is wanted."""
@@ -310,7 +324,7 @@ def make(
         try:
             with signals.caught() as asked, show.bar(f"{name} {rank}/{world}", len(own), quiet=quiet) as bar:
                 for done, outcome in enumerate(worker.run(own, asked), 1):
-                    reporter.add(outcome)
+                    reporter.add(outcome, worker.hashed.pop(outcome.id, None))
                     bar.update(done)
         finally:
             report = reporter.close(batch=worker.batch, producers=worker.producers, specs=worker.specs)

@@ -5,14 +5,16 @@ block of `shard_items` items, which it makes in batches and whose shard it close
 tried again, because its actor or its machine died, finds what was closed and makes the rest. No entry comes twice.
 """
 
+import json
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from .artefact import Producer
 from .cache import Cache
 from .cache_job import Build, Item, Stale, Worker, share
-from .cache_report import Outcome, Report, Reporter
+from .cache_report import Hashed, Outcome, Report, Reporter
 from .show import bar
 
 __all__ = ["make_on_ray"]
@@ -70,7 +72,9 @@ def make_on_ray(
         try:
             with bar(f"{name} on Ray", len(todo), quiet=quiet) as shown:
                 for done, row in enumerate(rows.iter_rows(), 1):
-                    reporter.add(Outcome(row["id"], row["key"], row["status"], row["why"]))
+                    file = json.loads(row["file"])
+                    outcome = Outcome(row["id"], row["key"], row["status"], row["why"])
+                    reporter.add(outcome, Hashed(**file) if file else None)
                     least, specs = min(least, row["batch"]), specs.union(row["specs"])
                     shown.update(done)
         finally:
@@ -103,4 +107,6 @@ class _Actor:
         made = list(self.worker.run([self.items[number] for number in block["number"]]))
         fields = ("id", "key", "status", "why")
         rows = {field: [getattr(outcome, field) for outcome in made] for field in fields}
+        files = [self.worker.hashed.pop(outcome.id, None) for outcome in made]
+        rows["file"] = [json.dumps(asdict(file) if file else None) for file in files]
         return rows | {"batch": [self.worker.batch] * len(made), "specs": [sorted(self.worker.specs)] * len(made)}

@@ -1,5 +1,9 @@
-"""What a cache job says of itself: `reports/NAME-RANK.jsonl` grows by a line for every item made or left out, and
-`reports/NAME-RANK.json`, the summary, appears by rename when the job ends."""
+"""What a cache job says of itself: `reports/NAME-RANK.jsonl` grows by a line for every item made, left out or hashed,
+and `reports/NAME-RANK.json`, the summary, appears by rename when the job ends.
+
+The lines remember the hashes of files, too. A file of the same path, size and time of change is taken for the same, so
+that a job that goes on does not read all that it has read before.
+"""
 
 import json
 import time
@@ -13,7 +17,7 @@ from .artefact import Producer, plain
 from .cache_shard import explained, placed
 from .records import Skipped
 
-__all__ = ["Outcome", "Report", "Reporter"]
+__all__ = ["Hashed", "Outcome", "Report", "Reporter", "hashes"]
 
 LISTED = 10
 """Failures that an error names."""
@@ -27,6 +31,29 @@ class Outcome:
     key: str
     status: Literal["made", "there", "failed"]
     why: str = ""
+
+
+@dataclass(frozen=True)
+class Hashed:
+    """The SHA-256 of a file, and what the file was like when it was taken."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    content: str
+
+
+def hashes(root: Path) -> dict[str, Hashed]:
+    """Return the hashes that the reports under `root` remember, by path; the last of each."""
+    known = {}
+    for report in sorted(root.glob("reports/*.jsonl")):
+        for line in report.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                if file := json.loads(line or "{}").get("file"):
+                    known[file["path"]] = Hashed(**file)
+            except (ValueError, TypeError, KeyError, AttributeError):
+                continue  # cut by a kill
+    return known
 
 
 @dataclass(frozen=True)
@@ -57,16 +84,17 @@ class Reporter:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         self._begun = False
 
-    def add(self, outcome: Outcome) -> None:
-        """Take in what became of an item."""
+    def add(self, outcome: Outcome, file_hashed: Hashed | None) -> None:
+        """Take in what became of an item, and the hash of its file if it was taken anew."""
         self._counts[outcome.status] += 1
         if outcome.status == "failed":
             self.failed.append(Skipped(outcome.id, outcome.why))
-        if outcome.status != "there":
+        if outcome.status != "there" or file_hashed:
+            line = asdict(outcome) | ({"file": asdict(file_hashed)} if file_hashed else {})
             with explained(self.root), self.path.with_suffix(".jsonl").open("a", encoding="utf-8") as file:
                 if not self._begun and file.tell():
                     file.write("\n")  # a kill may have cut the last line: what follows begins on a new one
-                file.write(json.dumps(asdict(outcome)) + "\n")
+                file.write(json.dumps(line) + "\n")
             self._begun = True
 
     def close(self, *, batch: int, producers: Mapping[str, Producer], specs: set[str]) -> Report:
