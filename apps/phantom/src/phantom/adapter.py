@@ -26,7 +26,7 @@ from backbones.block_adapter import Call
 from backbones.blocks import BlockStack, Tokens, blocks_of
 from phantom.branch import Branch, Joint
 from phantom.config import Recipe
-from phantom.force import Injector
+from phantom.force import Injector, Point, Wind
 from phantom.latent import Basis, PhysicsLatent, source_of
 
 __all__ = ["PhantomAdapter", "encoder_of"]
@@ -105,8 +105,10 @@ class PhantomAdapter(nn.Module):
 
     def groups(self) -> dict[str, nn.Module]:
         """The parts that a bundle keeps."""
-        parts = {"branch": self.branch, "basis": self.basis}
-        return parts if self.injector is None else parts | {"injector": self.injector}
+        parts: dict[str, nn.Module] = {"branch": self.branch, "basis": self.basis}
+        if self.injector is not None:
+            parts["injector"] = self.injector
+        return parts
 
     @property
     def latent(self) -> PhysicsLatent:
@@ -168,6 +170,15 @@ class PhantomAdapter(nn.Module):
             raise ValueError("expected an adapter trained with forces (force.kind=point or wind), got one without")
         t, y, x = z.shape[2:]
         return self.injector(force.to(z.device).expand(len(z), -1, -1, -1, -1), (t, y, x))
+
+    def check_force(self, force: Point | Wind) -> None:
+        """Raise ValueError for a force of another kind than those that the adapter was taught."""
+        kind = type(force).__name__.lower()
+        if self.recipe.force.kind != kind:
+            raise ValueError(
+                f"expected a force of the kind that the adapter was trained with ({self.recipe.force.kind}), got"
+                f" {kind}: train it with --set force.kind={kind}"
+            )
 
     # ---- sampling: beside a stock pipeline
 

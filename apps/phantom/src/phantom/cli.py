@@ -88,6 +88,7 @@ def train(
     set_: Set = None,
     out: Out = Path("runs/phantom"),
     root: Cached = Path("runs/cache"),
+    stage: Annotated[str | None, typer.Option("--stage", help="stop after this stage: joint or force")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on where the run was stopped")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -99,7 +100,13 @@ def train(
     found = prepare(recipe, backbone, encoder, root, quiet=quiet)
     _left_out(found.skipped)
     held = held_out(recipe, backbone, encoder, root, found.data.basis, quiet=quiet)
-    _, result = run(recipe, backbone, encoder, found.data, out=out, held=held, resume=resume, quiet=quiet)
+    pushed = None
+    if recipe.force.kind != "none":
+        balls = prepare(recipe, backbone, encoder, root, basis=found.data.basis, pushed=True, quiet=quiet)
+        _left_out(balls.skipped)
+        pushed = balls.data
+    data: dict[str, Any] = {"held": held, "pushed": pushed}
+    _, result = run(recipe, backbone, encoder, found.data, out=out, only=stage, resume=resume, quiet=quiet, **data)
     summary = {
         "bundle": str(out / "bundle"),
         "physics": recipe.physics.kind,
@@ -126,13 +133,19 @@ def generate(
     film: Annotated[Path | None, typer.Option("--video", help="observed beginning (video to video)")] = None,
     save_physics: Annotated[bool, typer.Option("--save-physics", help="keep z and draw it")] = False,
     follow: Annotated[Path | None, typer.Option("--follow", help="a video whose physics is to be followed")] = None,
+    force: Annotated[str | None, typer.Option("--force", help="a push: x,y,angle,strength (0 to 1, degrees)")] = None,
+    wind: Annotated[str | None, typer.Option("--wind", help="wind: angle,speed (degrees, 0 to 1)")] = None,
     out: Annotated[Path, typer.Option("--out", help="mp4 to write; a json lies beside it")] = Path("video.mp4"),
 ) -> None:
     """Generate a video; without --config, the settings are those that the bundle was trained with."""
+    from phantom.force import parse_point, parse_wind
     from phantom.generate import generate as run
     from phantom.generate import named, observe
 
     out = named(out)
+    if force is not None and wind is not None:
+        raise ValueError("expected --force or --wind, got both")
+    push = parse_point(force) if force is not None else parse_wind(wind) if wind is not None else None
     backbone, adapter = _load_trained(config, set_, bundle)
     observed, notes = observe(adapter.recipe, image=image, film=film)
     for note in notes:
@@ -147,6 +160,7 @@ def generate(
         observed=observed,
         save_physics=save_physics,
         follow=follow,
+        force=push,
     ):
         print(path)
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,24 @@ import physworld
 from backbones import WanBackbone
 from phantom.config import Recipe
 from phantom.fields import field_features
+from phantom.force import Point, Wind, tensor
 from phantom.latent import Basis, PhysicsLatent, source_of
+from phantom.pushed import pushed_items
 from trainers import ClipSpec, Filters, cache_job, read_records
 from trainers.cache import Cache, Producer, Source
 from trainers.data import Skipped
 
-__all__ = ["Clips", "Prepared", "fit_basis", "frames_of", "held_out", "open_clips", "prepare", "producers"]
+__all__ = [
+    "Clips",
+    "Prepared",
+    "fit_basis",
+    "frames_of",
+    "held_out",
+    "open_clips",
+    "prepare",
+    "producers",
+    "world_item",
+]
 
 SCHEMA = 1
 """Part of every producer: raise it when what is stored changes its meaning."""
@@ -60,8 +72,10 @@ class Prepared:
 
 class Clips:
     """Entries of the cache as training reads them: `latent`, `text`, `z` and `observed` (z of each beginning, end to
-    end: of 1 latent, of 2, ...).
+    end: of 1 latent, of 2, ...), and `force` as a tensor over the frames where there are `forces`.
     """
+
+    forces: "Sequence[Point | Wind | None] | None" = None
 
     def __init__(
         self, cache: Cache, keys: Sequence[tuple[str, str]], recipe: Recipe, backbone: WanBackbone, basis: Basis
@@ -82,6 +96,9 @@ class Clips:
             "latent": self.cache.get(seen, "latent", self.made["latent"]),
             "text": torch.nn.functional.pad(text, (0, 0, 0, self.length - len(text))),
         }
+        if self.forces is not None and (force := self.forces[index]) is not None:
+            d = self.recipe.data
+            item["force"] = tensor(force, d.frames, d.height, d.width)
         whole, begun = (self.cache.get(seen, name, self.made[name]) for name in ("physics", "physics_observed"))
         if self.recipe.physics.kind == "noise":
             z = noise_of(seen, (self.recipe.physics.channels, *whole.shape[:3]))
@@ -110,9 +127,17 @@ def producers(recipe: Recipe, backbone: WanBackbone) -> dict[str, Producer]:
 
 
 def prepare(
-    recipe: Recipe, backbone: WanBackbone, encoder: Any, root: Path, *, basis: Basis | None = None, quiet: bool = False
+    recipe: Recipe,
+    backbone: WanBackbone,
+    encoder: Any,
+    root: Path,
+    *,
+    basis: Basis | None = None,
+    pushed: bool = False,
+    quiet: bool = False,
 ) -> Prepared:
-    """Fill the cache at `root` with what a recipe needs and open it; `basis` is fitted where none is given.
+    """Fill the cache at `root` with what a recipe needs and open it; `basis` is fitted where none is given. `pushed`:
+    the clips of the force stage, with their forces.
 
     ValueError for sizes that the backbone does not take, an empty source, or when no clip can be used.
     """
@@ -124,7 +149,8 @@ def prepare(
             f" {recipe.condition.most_latents}: something must be left to predict"
         )
     made, skipped = producers(recipe, backbone), []
-    items = list(_items(recipe, skipped))
+    pairs = list(pushed_items(recipe, skipped)) if pushed else [(item, None) for item in _items(recipe, skipped)]
+    items, forces = [item for item, _ in pairs], {item.id: force for item, force in pairs}
     seen = {name: made[name] for name in ("latent", "physics", "physics_observed")}
     report = cache_job.make(
         root, items, partial(_encoder, recipe, backbone, encoder), seen, batch=d.encode_batch, stale="add", quiet=quiet
@@ -136,12 +162,17 @@ def prepare(
     cache_job.make(
         root, said, partial(_writer, backbone), {"text": made["text"]}, name="text", batch=16, stale="add", quiet=quiet
     )
-    cache = Cache(root)
+    store = Cache(root)
     skipped += report.failed
     lost = {s.path for s in skipped}
     kept = [item for item in items if item.id not in lost]
     keys = [(Source.of(i.media, spec=i.spec).key, Source.of(captions[i.id].encode()).key) for i in kept]
-    return Prepared(open_clips(recipe, backbone, encoder, cache, keys, basis), len(keys), report.made, tuple(skipped))
+    data = open_clips(recipe, backbone, encoder, store, keys, basis)
+    if pushed:
+        data.forces = [forces[i.id] for i in kept]
+        if recipe.force.shuffled:
+            data.forces = data.forces[1:] + data.forces[:1]
+    return Prepared(data, len(keys), report.made, tuple(skipped))
 
 
 def held_out(
@@ -200,19 +231,23 @@ def _items(recipe: Recipe, skipped: list[Skipped]) -> Iterator[cache_job.Item]:
             f"expected {physworld.FRAMES} square frames of a multiple of {physworld.SIZE} px of the world, got"
             f" {d.frames} of {d.height} x {d.width}; set data.frames, data.height and data.width"
         )
-    scale, code = d.height // physworld.SIZE, _world_code()
     each, rest = divmod(d.clips, len(physworld.MECHANISMS))
     for index, mechanism in enumerate(physworld.MECHANISMS):
         for seed in range(each + (index < rest)):
-            content = json.dumps([code, mechanism, seed, d.split, scale])
-            clip = partial(physworld.simulate, mechanism, seed, split=d.split, scale=scale)
-            yield cache_job.Item(
-                f"{d.split}-{mechanism}-{seed:06d}",
-                content.encode(),
-                partial(_simulated, clip),
-                {"height": d.height, "frames": d.frames},
-                {"caption": physworld.caption(mechanism, seed, split=d.split)},
-            )
+            yield world_item(recipe, mechanism, seed)
+
+
+def world_item(recipe: Recipe, mechanism: str, seed: int) -> cache_job.Item:
+    """One simulated clip to be cached, named by what makes it and drawn when its turn has come."""
+    d = recipe.data
+    scale = d.height // physworld.SIZE
+    return cache_job.Item(
+        f"{d.split}-{mechanism}-{seed:06d}",
+        json.dumps([_world_code(), mechanism, seed, d.split, scale]).encode(),
+        partial(_simulated, partial(physworld.simulate, mechanism, seed, split=d.split, scale=scale)),
+        {"height": d.height, "frames": d.frames},
+        {"caption": physworld.caption(mechanism, seed, split=d.split)},
+    )
 
 
 def _simulated(clip: Any) -> Loaded:
@@ -259,6 +294,7 @@ def _writer(backbone: WanBackbone) -> cache_job.Produce:
     return produce
 
 
+@cache
 def _world_code() -> str:
     """Name the code that makes the world: other code, other clips."""
     sha = hashlib.sha256()

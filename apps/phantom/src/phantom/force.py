@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Injector", "Point", "Pushed", "Wind", "parse_point", "parse_wind", "read_forces", "tensor"]
+__all__ = ["FAR", "NEAR", "Injector", "Point", "Pushed", "Wind", "parse_point", "parse_wind", "read_forces", "tensor"]
 
 SPOT = 20 / 480
 """Standard deviation of the spot in heights of the picture (20 px of 480)."""

@@ -7,6 +7,7 @@ bundle, recipe, versions. A comparison uses one noise for both sides and names t
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from backbones import WanBackbone, bundle
 from phantom.adapter import PhantomAdapter
 from phantom.bundles import PHANTOM
 from phantom.config import Recipe, kind_of, override
+from phantom.force import Point, Wind, tensor
 from phantom.sample import cut, sample
 from trainers import ClipSpec, video
 
@@ -105,10 +107,10 @@ def generate(
     observed: Float[Tensor, "1 3 p h w"] | None = None,
     save_physics: bool = False,
     follow: Path | None = None,
-    force: Any = None,
+    force: Point | Wind | None = None,
 ) -> list[Path]:
     """Write `out` (mp4) and its json; `compare` puts the base to the left; `save_physics` keeps z (safetensors) and
-    draws it; `follow` is a video whose own physics is to be followed; `force` what is pushed (`phantom.force`).
+    draws it; `follow` is a video whose own physics is to be followed; `force` is given to the physics and drawn.
     """
     from phantom import pictures
 
@@ -118,15 +120,20 @@ def generate(
         d = recipe.data
         spec = ClipSpec(frames=d.frames, fps=d.fps, height=d.height, width=d.width)
         physics["z"] = adapter.latent(_signed(video.load(follow, spec).frames).to(backbone.device))
+    written: list[Path] = []
     if force is not None:
-        physics["force"] = force
+        d = recipe.data
+        physics["force"] = tensor(force, d.frames, d.height, d.width)[None]
+        adapter.check_force(force)
     base = sample(backbone, None, [prompt], [seed], recipe, observed=observed) if compare else None
     film = to_bytes(sample(backbone, adapter, [prompt], [seed], recipe, observed=observed, physics=physics)[0])
     shown, frames, scale = [kind_of(recipe)], film, max(1, -(-VISIBLE // film.shape[1]))
     if base is not None:
         shown = ["base", *shown]
         frames, scale = pictures.beside([to_bytes(base[0]), film], shown, scale=scale), 1
-    written = [video.write(out, frames, backbone.spec.time.fps, scale=scale)]
+    written.append(video.write(out, frames, backbone.spec.time.fps, scale=scale))
+    if force is not None:
+        written.append(pictures.pushed(force, film, out.with_name(f"{out.stem}-force.png")))
     z = adapter.physics_latent().cpu()
     if save_physics:
         written.append(_save_z(out.with_name(f"{out.stem}-physics.safetensors"), z))
@@ -137,6 +144,7 @@ def generate(
         "shows": shown,  # from left to right
         "physics": {"kind": recipe.physics.kind, "encoder": recipe.physics.encoder, "grid": list(z.shape[2:])},
         "observed_frames": 0 if observed is None else observed.shape[2],
+        "force": None if force is None else {"kind": type(force).__name__.lower(), **asdict(force)},
         "follows": None if follow is None else str(follow),
         "backbone": {"id": backbone.id, "digest": backbone.digest},
         "bundle": adapter.origin,

@@ -9,7 +9,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-__all__ = ["beside", "colours", "physics"]
+from phantom.force import FAR, NEAR, Point, Wind
+
+__all__ = ["beside", "colours", "physics", "pushed"]
 
 BAR = 20
 
@@ -62,6 +64,41 @@ def physics(
     figure.suptitle(f"“{prompt}”", fontsize=10)
     legend = "channels 1, 2, 3 of z as red, green, blue, each over its own range"
     figure.text(0.5, 0.01, legend, ha="center", fontsize=8)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    plt.close(figure)
+    return path
+
+
+def pushed(force: Point | Wind, film: UInt8[np.ndarray, "t h w 3"], path: Path) -> Path:
+    """Draw a force over the first frame, as an arrow from where it acts; write a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    height, width = film.shape[1:3]
+    turn = np.deg2rad(force.angle)
+    figure, axis = plt.subplots(figsize=(4, 4 * height / width + 0.5))
+    axis.imshow(film[0], extent=(0, width, 0, height))
+    if isinstance(force, Point):
+        far = width * (NEAR + (FAR - NEAR) * force.strength)
+        starts, what = [(force.x * width, force.y * height)], "push"
+    else:
+        far = width * (0.05 + 0.1 * force.strength)
+        starts = [(width * (i + 0.5) / 4, height * (j + 0.5) / 4) for i in range(4) for j in range(4)]
+        what = "wind"
+    for x, y in starts:
+        axis.annotate(
+            "",
+            xy=(x + far * np.cos(turn), y + far * np.sin(turn)),
+            xytext=(x, y),
+            arrowprops={"arrowstyle": "-|>", "color": "white", "lw": 2, "mutation_scale": 14},
+        )
+    axis.set_xlim(0, width)
+    axis.set_ylim(0, height)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.set_title(f"{what}: {force.angle:g} degrees, strength {force.strength:g}", fontsize=9)
     figure.savefig(path, dpi=120, bbox_inches="tight")
     plt.close(figure)
     return path

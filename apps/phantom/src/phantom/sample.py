@@ -82,9 +82,9 @@ def _continue(
     pipe: Any,
     prompt: str,
     observed: Float[Tensor, "1 3 p h w"],
-    noise: Float[Tensor, "1 c t h w"],
+    noise: Float[Tensor, "1 c t y x"],
     given: dict[str, Any],
-) -> Float[Tensor, "1 t 3 h w"]:
+) -> Float[Tensor, "1 frames 3 h w"]:
     p, frames = observed_latents(observed.shape[2]), given["num_frames"]
     if observed.shape[2] >= frames:
         raise ValueError(f"expected fewer observed frames than the {frames} of the clip, got {observed.shape[2]}")

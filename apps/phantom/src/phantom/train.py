@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from backbones import Text, WanBackbone, bundle, paths
 from phantom.adapter import PhantomAdapter
@@ -53,6 +53,7 @@ class Flows:
     video_target: Float[Tensor, "b c t h w"]
     physics_target: Float[Tensor, "b d t y x"]
     text: Text
+    force: Float[Tensor, "b 3 f y2 x2"] | None = None
 
 
 class Trainer:
@@ -122,16 +123,19 @@ class Trainer:
             video_target=paths.target(x0, eps),
             physics_target=paths.target(z0, zeta),
             text=Text.of(features),
+            force=batch.get("force"),
         )
 
     def errors(self, flows: Flows) -> tuple[Tensor, Tensor]:
         """The mean squared error of both velocities over what is not observed."""
-        video, physics = self.adapter.velocities(flows.x, flows.z, flows.sigma, flows.text)
+        video, physics = self.adapter.velocities(flows.x, flows.z, flows.sigma, flows.text, force=flows.force)
         return _error(video, flows.video_target, flows.open), _error(physics, flows.physics_target, flows.open)
 
 
-def stages(recipe: Recipe, adapter: PhantomAdapter, backbone: WanBackbone, data: MapStyle) -> list[Stage]:
-    """The one stage."""
+def stages(
+    recipe: Recipe, adapter: PhantomAdapter, backbone: WanBackbone, data: MapStyle, pushed: MapStyle | None = None
+) -> list[Stage]:
+    """Both flows together; with `pushed` clips the force stage behind it, which has the injector, too."""
     w = recipe.weight
     ramps: dict[str, Any] = {}
     if w.end > 0 and w.fixed:
@@ -146,19 +150,30 @@ def stages(recipe: Recipe, adapter: PhantomAdapter, backbone: WanBackbone, data:
             factor=w.factor,
             measure_every=w.measure_every,
         )
-    return [
-        Stage(
-            "joint",
-            {"branch": 1.0},
-            Trainer(recipe, adapter, backbone).loss,
-            data=data,
-            batch_size=recipe.batch,
-            accumulate=recipe.accumulate,
-            length=Length(steps=recipe.steps),
-            optim=recipe.optim,
-            ramps=ramps,
-        )
-    ]
+    trainer = Trainer(recipe, adapter, backbone)
+    common: dict[str, Any] = {"batch_size": recipe.batch, "accumulate": recipe.accumulate, "optim": recipe.optim}
+    joint = Stage(
+        "joint",
+        {"branch": 1.0},
+        trainer.loss,
+        data=data,
+        length=Length(steps=recipe.steps),
+        ramps=ramps,
+        **common,
+    )
+    if pushed is None:
+        return [joint]
+    steady = {"physics": Ramp(w.end, w.end)} if w.end > 0 else {}
+    force = Stage(
+        "force",
+        {"branch": 1.0, "injector": 1.0},
+        trainer.loss,
+        data=pushed,
+        length=Length(steps=recipe.force.steps),
+        ramps=steady,
+        **common,
+    )
+    return [stage for stage in (joint, force) if stage.length.steps]
 
 
 def fresh(recipe: Recipe, backbone: WanBackbone, basis: Basis, encoder: Any) -> PhantomAdapter:
@@ -177,11 +192,26 @@ def train(
     *,
     out: Path,
     held: MapStyle | None = None,
+    pushed: MapStyle | None = None,
+    only: str | None = None,
     resume: bool = False,
     quiet: bool = False,
 ) -> tuple[PhantomAdapter, FitResult]:
-    """Train an adapter and write its bundle into `out/bundle`; `held` are clips for the held-out loss."""
+    """Train an adapter and write its bundle into `out/bundle`; `held` are clips for the held-out loss, `pushed` those
+    of the force stage; `only` stops after the stage of that name.
+
+    ValueError for a stage that the recipe does not have.
+    """
     adapter = fresh(recipe, backbone, data.basis, encoder)
+    plan = stages(recipe, adapter, backbone, data, pushed)
+    if only is not None:
+        names = [stage.name for stage in plan]
+        if only not in names:
+            raise ValueError(f"expected a stage among {', '.join(names)}, got {only!r}")
+        plan = plan[: names.index(only) + 1]
+    groups: dict[str, nn.Module] = {"branch": adapter.branch}
+    if adapter.injector is not None:
+        groups["injector"] = adapter.injector
     if not (out / "recipe.yaml").exists():
         dump_config(recipe, out / "recipe.yaml")
     held_out = None
@@ -193,8 +223,8 @@ def train(
     try:
         with backbone.frozen():
             result = fit(
-                stages(recipe, adapter, backbone, data),
-                {"branch": adapter.branch},
+                plan,
+                groups,
                 out=out,
                 seed=recipe.seed,
                 resume=resume,

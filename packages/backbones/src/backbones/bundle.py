@@ -28,6 +28,7 @@ from safetensors.torch import save as write_tensors
 from torch import Tensor, nn
 
 from backbones import hub, lora
+from backbones.block_adapter import BlockAdapter
 from backbones.contract import Adapter, Backbone
 
 __all__ = ["Bundle", "build", "check", "load", "pull", "push", "resolve", "save", "shipped"]
@@ -183,7 +184,7 @@ def check(bundle: Bundle, backbone: Backbone) -> None:
         )
 
 
-def build(bundle: Bundle, backbone: Backbone) -> Adapter:
+def build(bundle: Bundle, backbone: Backbone) -> Adapter | BlockAdapter:
     """Check the bundle and make its adapter, whose class is found by entry point; ValueError names what to install."""
     check(bundle, backbone)
     found = entry_points(group=ADAPTERS, name=bundle.kind)

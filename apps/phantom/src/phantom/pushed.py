@@ -1,0 +1,108 @@
+"""Clips with a known force: balls of the simulated world, thrown by what is then called the push, or a data set's own.
+
+A thrown ball was pushed at its start, along its first velocity; the strength is its speed, scaled to [0, 1] over
+`SPEEDS`. How well a push is followed is read from the pixels: the angle between the wanted and the shown direction, and
+the rank correlation of strength and shown speed, on clips in which one ball stays whole.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+import physworld
+from phantom.config import Recipe
+from phantom.force import Point, Wind, read_forces
+from physworld.track import follow
+from trainers import ClipSpec, cache_job, video
+from trainers.data import Skipped
+
+__all__ = ["MECHANISM", "Followed", "followed", "force_of", "pushed_items"]
+
+MECHANISM = "rigid_body"
+SPEEDS = (0.7, 2.2)
+"""Speeds in px/frame that strengths 0 and 1 stand for: the range of thrown balls, our choice."""
+
+
+def force_of(seed: int, *, split: str = "train") -> Point:
+    """The push of a thrown ball."""
+    p = physworld.parameters(MECHANISM, seed, split=split)
+    (vy, vx), (y, x) = p["speed"], p["start"]
+    strength = (math.hypot(vy, vx) - SPEEDS[0]) / (SPEEDS[1] - SPEEDS[0])
+    inside = [min(max(float(at) / physworld.SIZE, 0.0), 1.0) for at in (x, y)]
+    return Point(inside[0], 1 - inside[1], math.degrees(math.atan2(-vy, vx)), min(max(strength, 0.0), 1.0))
+
+
+def pushed_items(recipe: Recipe, skipped: list[Skipped]) -> Iterator[tuple[cache_job.Item, Point | Wind]]:
+    """Clips of the force stage with their forces: thrown balls, or the rows of `force.table`."""
+    f, d = recipe.force, recipe.data
+    if f.table is not None:
+        table = Path(f.table)
+        rows, notes = read_forces(table, Path(d.root) if d.root else None)
+        skipped += [Skipped(table.name, note) for note in notes]
+        spec = ClipSpec(frames=d.frames, fps=d.fps, height=d.height, width=d.width)
+        for row in rows:
+            load = partial(video.load, row.path, spec)
+            yield cache_job.Item(row.path.name, row.path, load, spec, {"caption": row.caption}), row.force
+        return
+    if f.kind == "wind":
+        raise ValueError("expected a table of wind forces (force.table=FILE.csv): nothing blows in the simulated world")
+    from phantom.data import world_item
+
+    for seed in range(f.clips):
+        yield world_item(recipe, MECHANISM, seed), force_of(seed, split=d.split)
+
+
+@dataclass(frozen=True)
+class Followed:
+    """How pushes were followed: on `n` clips of `of` one ball stayed whole; `angle_error` is the median in degrees,
+    `speed_rank` the rank correlation (Spearman) of strength and shown speed.
+    """
+
+    n: int
+    of: int
+    angle_error: float
+    speed_rank: float
+
+
+def followed(
+    videos: Sequence[UInt8[np.ndarray, "t h w 3"]],
+    forces: Sequence[Point],
+    colours: Sequence[str],
+    *,
+    least: float = 0.8,
+) -> Followed:
+    """Measure pushes on videos of one ball each; clips whose ball is whole in less than `least` of the frames are left
+    out and counted.
+    """
+    errors, wanted, shown = [], [], []
+    for film, force, colour in zip(videos, forces, colours, strict=True):
+        velocity = _first_velocity(film, colour, least)
+        if velocity is None:
+            continue
+        vy, vx = velocity
+        turn = math.degrees(math.atan2(-vy, vx)) - force.angle
+        errors.append(abs((turn + 180) % 360 - 180))
+        wanted.append(force.strength)
+        shown.append(math.hypot(vy, vx))
+    rank = _spearman(np.array(wanted), np.array(shown)) if len(shown) > 2 else float("nan")
+    return Followed(len(shown), len(videos), float(np.median(errors)) if errors else float("nan"), rank)
+
+
+def _first_velocity(film: UInt8[np.ndarray, "t h w 3"], colour: str, least: float) -> tuple[float, float] | None:
+    """The velocity at the start from a parabola through the track, px/frame; None where no ball stays whole."""
+    (track,), _ = follow(film, [colour], film.shape[1] // physworld.SIZE)
+    if track.perm < least or not track.fits:
+        return None
+    t = np.flatnonzero(track.seen).astype(float)
+    y, x = (np.polynomial.polynomial.polyfit(t, track.position[track.seen][:, axis], 2) for axis in (0, 1))
+    return float(y[1]), float(x[1])
+
+
+def _spearman(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
+    first, second = (np.argsort(np.argsort(values)).astype(float) for values in (a, b))
+    return float(np.corrcoef(first, second)[0, 1])
