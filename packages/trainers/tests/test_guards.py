@@ -68,6 +68,11 @@ def test_a_collapsed_router_is_told_by_the_figures_of_its_loss(tmp_path, name, b
     run(tmp_path / "off", lambda _: {name: bad}, guard=Guards(router="off", **ONE))
 
 
+def test_a_reference_that_is_misspelt_is_said_at_once(tmp_path):
+    with pytest.warns(TrainingWarning, match="no term 'mes' to hold the others against; did you mean 'mse'"):
+        run(tmp_path, guard=Guards(reference="mes"))
+
+
 def test_thresholds_of_routers_are_fields():
     from trainers.guards import Terms
 

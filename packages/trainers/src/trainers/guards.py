@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor, nn
 
+from .config import did_you_mean
 from .ramps import STRICT, Part
 
 __all__ = [
@@ -167,7 +168,12 @@ class Terms:
 
     def look(self, terms: Mapping[str, float]) -> list[tuple[Action, str]]:
         """Take in one step; return what there is to say, each once."""
-        g, found = self.guards, []
+        g = self.guards
+        found: list[tuple[Action, str]] = []
+        if not self._seen and g.reference and g.balance != "off" and g.reference not in terms:
+            hint = did_you_mean(g.reference, [name for name in terms if not name.startswith("log/")])
+            if hint.startswith("did"):  # else a stage without it
+                found.append(("warn", f"no term {g.reference!r} to hold the others against; {hint}"))
         for name, value in terms.items():
             if name.startswith("log/") and not name.startswith("log/router_"):
                 continue
