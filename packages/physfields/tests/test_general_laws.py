@@ -173,12 +173,15 @@ def evaluate_one(fields, grid, key):
     """One law of a category whose others are made for a plane."""
     from physfields.balance import State
     from physfields.derivatives import Derivatives
+    from physfields.masks import masked_mean
     from physfields.reduction import reduce_all
 
     term = term_of(key)
     bank = Derivatives({slot: fields[slot] for slot in term.reads}, grid)
-    state = State(bank, lambda place: None, lambda axes: None, constants=C(viscosity=0.1))
-    return reduce_all([term.function(state)], [()], [1.0], grid, lambda a, p: None, divisor=None, charbonnier=None)[0]
+    state = State(bank, masked_mean, lambda axes: None, constants=C(viscosity=0.1))
+    return reduce_all(
+        [term.function(state)], [()], [1.0], grid, lambda f, a, p: masked_mean(f), divisor=None, charbonnier=None
+    )[0]
 
 
 def test_laws_of_the_plane_say_so_in_space():

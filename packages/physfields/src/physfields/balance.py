@@ -15,7 +15,7 @@ from torch import Tensor
 from physfields.derivatives import Derivatives, FieldDerivatives
 from physfields.fields import symmetric_pairs
 from physfields.kinematics import neighbours
-from physfields.masks import face_mask, masked_mean
+from physfields.masks import face_mask
 
 Field = Float[Tensor, "_ _ *_"]  # (b, c, t, *space); faces and half steps are one shorter along their axis
 
@@ -80,13 +80,13 @@ class Balance:
 class State:
     """What a residual may read: `state.velocity.div`, `state.scales.viscosity`, `state.slope(a, b)`.
 
-    `weight(place)` is the residual's own weight there, `sound(axes)` that of nodes whose stencil along `axes` is whole;
-    both are None without a mask, and `reach` is empty: else the axes along which the residual's own stencil reaches.
+    `mean(f)` is a sample's mean under the residual's own weight, `sound(axes)` the weight of nodes whose stencil along
+    `axes` is whole: None without a mask. `reach` are the axes along which its own stencil reaches; empty without one.
     `constant(name)` broadcasts over a field. What several residuals share is kept in `shared` (`derived`).
     """
 
     bank: Derivatives
-    weight: Callable[[str], Tensor | None]
+    mean: Callable[[Field], Tensor]
     sound: Callable[[tuple[str, ...]], Tensor | None]
     scales: Scales = Scales()
     slope_rule: str | float | int = "fit"
@@ -131,7 +131,7 @@ class State:
         if not isinstance(self.slope_rule, str):
             return a.new_full((len(a), *ones), self.slope_rule)
         products = torch.cat([a.detach() * b.detach(), b.detach().square()], dim=1)
-        means = masked_mean(products, self.weight("node")).unflatten(1, (2, -1))
+        means = self.mean(products).unflatten(1, (2, -1))
         space = len(self.bank.grid.space)
         if a.shape[1] == space * (space + 1) // 2 and space > 1:  # symmetric tensor: corners count twice
             means = means * means.new_tensor([1.0 if i == j else 2.0 for i, j in symmetric_pairs(space)])
@@ -146,7 +146,7 @@ class State:
 
         def make() -> Field:
             f = self.bank[name].value
-            return f - masked_mean(f, self.weight("node")).reshape([*f.shape[:2]] + [1] * (f.ndim - 2))
+            return f - self.mean(f).reshape([*f.shape[:2]] + [1] * (f.ndim - 2))
 
         return self.derived(f"centred {name} {self.reach}", make).value  # residuals of other reach have other means
 

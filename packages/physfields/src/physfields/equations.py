@@ -10,7 +10,6 @@ import torch
 
 from physfields.balance import Balance, Field, State, balance, faces
 from physfields.derivatives import FieldDerivatives
-from physfields.masks import masked_mean
 
 # Rigid body
 
@@ -106,8 +105,8 @@ def pressure_density_closure(state: State) -> Balance:
 
 def gradient_regularity(state: State) -> Balance:
     """Face differences of div v are small."""
-    compression, weight = _compression(state), state.weight("node")
-    mean = masked_mean(compression.value, weight).reshape([-1] + [1] * (compression.value.ndim - 1))
+    compression = _compression(state)
+    mean = state.mean(compression.value).reshape([-1] + [1] * (compression.value.ndim - 1))
     return faces(state, compression, compression.value - mean)
 
 

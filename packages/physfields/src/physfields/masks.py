@@ -5,6 +5,8 @@ the neighbours are poisoned, and 0 * NaN is NaN in the gradient), and believe th
 was valid (`erode_valid`). A mean over an empty mask is 0 with zero gradient.
 """
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
@@ -70,6 +72,13 @@ def _all_within(valid: Tensor, dim: int, width: int) -> Tensor:
     return valid.unfold(dim, width + 1, 1).all(dim=-1)
 
 
+class Shares(NamedTuple):
+    """A mask made ready for many means: its holes, and the share of each node; an empty sample has shares of 0."""
+
+    holes: Tensor
+    share: Tensor
+
+
 class NodeWeights:
     """The weight of residuals whose stencils reach along some axes, at a place: each made once; None without a mask."""
 
@@ -77,6 +86,17 @@ class NodeWeights:
         self.mask, self.grid = mask, grid
         self._valid: dict[tuple[str, ...], Tensor] = {}
         self._kept: dict[tuple[tuple[str, ...], str], Tensor] = {}
+        self._shares: dict[tuple[tuple[str, ...], str, torch.dtype], Shares] = {}
+
+    def mean(self, f: Tensor, axes: tuple[str, ...], place: str) -> Tensor:
+        """`masked_mean` under that weight."""
+        weight = self(axes, place)
+        if weight is None:
+            return masked_mean(f)
+        key = axes, place, f.dtype
+        if key not in self._shares:
+            self._shares[key] = _shares(weight, f.dtype)
+        return masked_mean(f, self._shares[key])
 
     def __call__(self, axes: tuple[str, ...], place: str) -> Tensor | None:
         """`place` is "node", or the axis between whose nodes the residual lives."""
@@ -84,7 +104,7 @@ class NodeWeights:
             return None
         if (axes, place) not in self._kept:
             if place == "node":
-                self._kept[axes, place] = torch.where(self._sound(axes, self.mask), self.mask, 0)
+                self._kept[axes, place] = self.mask * self._sound(axes, self.mask)
             else:
                 whole = self(axes, "node")
                 assert whole is not None
@@ -102,19 +122,23 @@ class NodeWeights:
         return self._valid[axes]
 
 
-def masked_mean(f: Float[Tensor, "b c *grid"], mask: Mask | None = None) -> Float[Tensor, "b c"]:
+def masked_mean(f: Float[Tensor, "b c *grid"], mask: Mask | Shares | None = None) -> Float[Tensor, "b c"]:
     """Weighted mean over time and space for each sample and component; 0 where a sample's mask is empty."""
+    dims = tuple(range(2, f.ndim))
     if mask is None:
-        return f.mean(dim=tuple(range(2, f.ndim)))
-    weight = mask.to(f.dtype)
-    total = weight.sum(dim=tuple(range(2, f.ndim)))
-    some = total > 0
-    mean = (weight * fill(f, mask)).sum(dim=tuple(range(2, f.ndim))) / torch.where(some, total, 1.0)
-    return torch.where(some, mean, 0.0)
+        return f.mean(dim=dims)
+    shares = mask if isinstance(mask, Shares) else _shares(mask, f.dtype)
+    return (f.masked_fill(shares.holes, 0.0) * shares.share).sum(dim=dims)
+
+
+def _shares(mask: Tensor, dtype: torch.dtype) -> Shares:
+    weight = mask.to(dtype)
+    total = weight.sum(dim=tuple(range(2, mask.ndim)), keepdim=True)
+    return Shares(~(mask > 0), weight / total.masked_fill(total <= 0, 1.0))
 
 
 def face_mask(mask: Mask, axis: str, grid: Grid) -> Shaped[Tensor, "b 1 *faces"]:
     """The mean weight of a face's two nodes; 0 when either node is not a value."""
     weight = mask if mask.is_floating_point() else mask.float()
     low, high = neighbours(weight, axis, grid)
-    return torch.where((low > 0) & (high > 0), 0.5 * (low + high), 0.0)
+    return 0.5 * (low + high) * (torch.minimum(low, high) > 0)

@@ -14,10 +14,9 @@ from torch import Tensor
 from physfields.balance import Balance, Field
 from physfields.fields import symmetric_pairs
 from physfields.grid import Grid
-from physfields.masks import masked_mean
 
 Reach = tuple[str, ...]
-Weight = Callable[[Reach, str], Tensor | None]
+Mean = Callable[[Tensor, Reach, str], Tensor]  # of a field, under the weight of a reach and a place
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def reduce_all(
     reaches: Sequence[Reach],
     factors: Sequence[float],
     grid: Grid,
-    weight: Weight,
+    mean: Mean,
     *,
     divisor: float | None,
     charbonnier: float | None,
@@ -70,7 +69,7 @@ def reduce_all(
         for place, value in b.terms:
             terms.append(part(term, reach, place, value.detach(), b.symmetric))
             term += 1
-    squares = _means(terms, [1.0] * term, weight, lambda v, _: v.square())
+    squares = _means(terms, [1.0] * term, mean, lambda v, _: v.square())
     sizes = squares.sqrt()
     widths = [len(b.terms) for b in balances]
     rms = sizes.split(widths, dim=1)
@@ -88,13 +87,13 @@ def reduce_all(
         for k, (b, reach) in enumerate(zip(balances, reaches, strict=True))
         for place, value in b.field.items()
     ]
-    losses = _means(parts, factors, weight, prepare)
+    losses = _means(parts, factors, mean, prepare)
     rows = zip(balances, losses.unbind(dim=1), scales.unbind(dim=1), rms, strict=True)
     return [Residual(b.field, loss, scale, r) for b, loss, scale, r in rows]
 
 
 def _means(
-    parts: Iterable[Part], factors: Sequence[float], weight: Weight, prepare: Callable[[Tensor, list[int]], Tensor]
+    parts: Iterable[Part], factors: Sequence[float], mean: Mean, prepare: Callable[[Tensor, list[int]], Tensor]
 ) -> Float[Tensor, "b owners"]:
     """For each owner, factor x the sum over its parts and channels of count x mean over points of prepare(value)."""
     groups: dict[tuple[Reach, str], list[Part]] = {}
@@ -103,7 +102,7 @@ def _means(
     means, table = [], []
     for (reach, place), members in groups.items():
         owners = [p.owner for p in members for _ in p.counts]
-        means.append(masked_mean(prepare(torch.cat([p.value for p in members], dim=1), owners), weight(reach, place)))
+        means.append(mean(prepare(torch.cat([p.value for p in members], dim=1), owners), reach, place))
         for p in members:
             table += [[c * factors[k] if k == p.owner else 0.0 for k in range(len(factors))] for c in p.counts]
     together = torch.cat(means, dim=1)[:, :, None]

@@ -311,7 +311,7 @@ def evaluate(
 
     def balance(function: Callable[[State], Balance], axes: tuple[str, ...]) -> Balance:
         if (function, axes) not in made:  # a dict and no functools.cache, which compilers cannot trace
-            sound, own = partial(weight, place="node"), partial(weight, axes)
+            sound, own = partial(weight, place="node"), partial(weight.mean, axes=axes, place="node")
             reach = axes if mask is not None else ()
             state = State(bank, own, sound, numbers, kappa, constants or Constants(), shared, reach)
             made[function, axes] = function(state)
@@ -322,7 +322,7 @@ def evaluate(
     factors = [_factor(term, weights or {}) for term in terms]
     divisor = numbers.smallest_scale if relative else None
     eps = numbers.charbonnier if reduction == "charbonnier" else None
-    found = reduce_all(balances, reaches, factors, grid, weight, divisor=divisor, charbonnier=eps)
+    found = reduce_all(balances, reaches, factors, grid, weight.mean, divisor=divisor, charbonnier=eps)
     return {term.key: residual for term, residual in zip(terms, found, strict=True)}
 
 
