@@ -1,5 +1,7 @@
 """torchcodec and PyAV are one reader: the same frames, the same times, from whatever a camera or a cutter writes."""
 
+import sys
+import warnings
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -8,11 +10,14 @@ import av
 import numpy as np
 import pytest
 
-from trainers import decode, video
+from trainers import TrainingWarning, decode, video
 from trainers.decode import _without_torchcodec
 from trainers.video import ClipSpec, VideoError
 
-needs_torchcodec = pytest.mark.skipif(bool(_without_torchcodec()), reason=f"torchcodec: {_without_torchcodec()}")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # that it is there and does not load is the skip's reason
+    WITHOUT = _without_torchcodec()
+needs_torchcodec = pytest.mark.skipif(bool(WITHOUT), reason=f"torchcodec: {WITHOUT}")
 
 
 def numbered(t=40, h=48, w=64):
@@ -127,6 +132,23 @@ def test_torchcodec_by_name_without_torchcodec_says_what_to_install(monkeypatch,
     with pytest.raises(ValueError, match=r"phystrainers\[torchcodec\].*decoder='pyav'"):
         video.read(tmp_path / "a.mp4", decoder="torchcodec")
     assert decode.which() == "pyav"
+
+
+def test_a_torchcodec_that_does_not_load_is_said_once_and_pyav_decodes(tmp_path, monkeypatch):
+    (tmp_path / "torchcodec").mkdir()
+    (tmp_path / "torchcodec" / "__init__.py").write_text("raise RuntimeError('no libavcodec.so')")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchcodec"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    _without_torchcodec.cache_clear()
+    try:
+        with pytest.warns(TrainingWarning, match=r"does not load, so PyAV decodes: no libavcodec\.so"):
+            assert decode.which() == "pyav"
+        assert decode.which() == "pyav"  # without another word
+        with pytest.raises(ValueError, match=r"no libavcodec\.so.*apt-get install ffmpeg"):
+            decode.which("torchcodec")
+    finally:
+        _without_torchcodec.cache_clear()
 
 
 def test_seeking_into_a_long_file_gives_what_reading_from_its_start_gives(tmp_path):
