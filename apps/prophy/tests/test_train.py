@@ -36,27 +36,43 @@ def test_the_rows_are_different_things():
     assert kind_of(load_recipe(None, ["semantic.on=false"])) == "pb+reb"
 
 
-@pytest.mark.parametrize("stop", [1, 3])
-def test_a_resumed_run_ends_with_the_same_weights(stop, backbone, make_recipe, tmp_path):
-    recipe = make_recipe("accumulate=2", "batch=2")  # with a queue of partners
+@pytest.mark.parametrize("stop", [1, 4])
+def test_a_killed_run_ends_with_the_same_weights(stop, backbone, make_recipe, tmp_path, monkeypatch):
+    """Stopped in the semantic router's stage, or in the other one with a queue of partners."""
+    recipe = make_recipe("accumulate=2", "batch=2")
     data = repeated(recipe, backbone)
     whole, _ = train(recipe, backbone, data, out=tmp_path / "whole", quiet=True)
-    first = make_recipe("accumulate=2", "batch=2", f"steps={max(stop - 2, 0)}", f"semantic.first_steps={min(stop, 2)}")
-    train(first, backbone, data, out=tmp_path / "cut", quiet=True)
-    with pytest.warns(Warning, match="resuming with changes"):
-        cut, _ = train(recipe, backbone, data, out=tmp_path / "cut", quiet=True, resume=True)
-    for name, value in whole.state_dict().items():
-        assert torch.equal(cut.state_dict()[name], value), name
+
+    def dying(stock):
+        def loss(self, batch, *more):
+            seen.append(1)
+            if len(seen) > (stop if stop < 2 else 2 * (stop - 2)):
+                raise KeyboardInterrupt
+            return stock(self, batch, *more)
+
+        return loss
+
+    seen: list[int] = []
+    owner, name = (ProphyAdapter, "first") if stop < 2 else (Trainer, "loss")
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, dying(getattr(owner, name)))
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, backbone, data, out=tmp_path / "cut", quiet=True)
+    assert not (tmp_path / "cut/bundle").exists()
+    cut, result = train(recipe, backbone, data, out=tmp_path / "cut", quiet=True, resume=True)
+    assert result.global_step == 5
+    for key, value in whole.state_dict().items():
+        assert torch.equal(cut.state_dict()[key], value), key
 
 
-def test_a_bundle_comes_back_through_attach(backbone, make_recipe, tmp_path):
+def test_a_bundle_comes_back(backbone, make_recipe, tmp_path):
     for sets in ((), ("adapter=plain",), ("branch.kind=lora",), ("adapter=wisa",)):
         recipe = make_recipe("store=float32", *sets)
         out = tmp_path / kind_of(recipe)
         adapter, _ = train(recipe, backbone, repeated(recipe, backbone), out=out, quiet=True, teacher="exact fields")
         with attach(backbone, adapter.eval()):
             video = sample(backbone, ["a red ball"], seed=0, steps=2)
-        with attach(backbone, out / "bundle"):
+        with attach(backbone, load_adapter(out / "bundle", backbone)):
             assert torch.equal(sample(backbone, ["a red ball"], seed=0, steps=2), video)
         meta = bundle.load(out / "bundle").meta
         assert [stage["teacher"] for stage in meta["stages"]] == ["exact fields"] * len(meta["stages"])
@@ -111,7 +127,7 @@ def test_noise_levels_are_the_backbones_own(families, make_recipe):
     cog, sets = families["cogvideox_5b"]
     sigma = levels(make_recipe(*sets), cog, 4000, generator)
     low, high = cog.sigma_ranges[0]
-    assert low <= float(sigma.min()) <= float(sigma.max()) <= high
+    assert low - 1e-6 <= float(sigma.min()) <= float(sigma.max()) <= high + 1e-6
 
 
 def test_an_empty_prompt_leaves_the_pairs(backbone, make_recipe, batch_of, progress):
