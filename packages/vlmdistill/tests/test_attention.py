@@ -122,6 +122,12 @@ def test_maps_have_the_model_s_grid_and_the_times_of_its_cells(vlm, clips):
     assert looks[1].times_s.tolist() == [0.25, 1.25, 2.75, 3.75]  # frames 0 1 2 3 5 6 7 8 at two a second
 
 
+def test_the_map_leaves_out_the_first_and_the_last_token_of_an_answer_that_has_more(vlm, clips):
+    for answer, kept in (("a", slice(None)), ("ab", slice(None)), ("abc", slice(1, 2)), ("abcde", slice(1, 4))):
+        (look,) = vlm.look(clips[0], "What moves?", answers=answer, layers=[0, 2])
+        torch.testing.assert_close(look.map, look.rows[:, kept].mean((0, 1)))
+
+
 def test_a_cell_of_the_map_is_the_place_that_it_names(models, clips):
     """Make one cell's keys draw all attention: the map's peak is there."""
     vlm = models["qwen2_5_vl"]
