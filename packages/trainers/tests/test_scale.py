@@ -7,7 +7,11 @@ import importlib.util
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +20,7 @@ from safetensors import safe_open
 from torch import nn
 
 import world
-from trainers import EMA, InMemory, Length, Matrices, Optim, Progress, Stage, checkpoint, fit
+from trainers import EMA, Guards, InMemory, Length, Matrices, Optim, Progress, Stage, TrainingWarning, checkpoint, fit
 from trainers.engine import Engine, launched
 from trainers.groups import named_groups
 
@@ -468,6 +472,56 @@ def test_every_process_hears_what_the_others_say(tmp_path):
     def child(rank):
         said = launched().exchange({"rank": rank, "text": "ä" * (5 + 30 * rank)})
         assert said == [{"rank": 0, "text": "ä" * 5}, {"rank": 1, "text": "ä" * 35}]
+
+    assert run(child, "ddp", tmp_path) == [0, 0]
+
+
+LONG = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import toy
+from trainers import fit
+parts = toy.groups()
+begun = lambda progress: Path({out!r}, "begun").touch() if progress.step == 1 else None
+fit([toy.stage(parts, steps=10**6, before=begun)], parts, out={out!r}, save_every=10**6, quiet=True)
+"""
+
+
+def test_torchrun_passes_sigterm_on_and_every_process_leaves_after_one_checkpoint(tmp_path):
+    script = tmp_path / "long.py"
+    script.write_text(LONG.format(tests=str(Path(__file__).parent), out=str(tmp_path)))
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words += ["--shutdown-timeout", "100", str(script)]
+    agent = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    agent.send_signal(signal.SIGTERM)
+    _, said = agent.communicate(timeout=120)
+    assert agent.returncode != 0, said
+    left = checkpoint.latest(tmp_path / "checkpoints")
+    assert left is not None, said
+    saved = checkpoint.load(left)
+    assert saved.state["global_step"] > 0
+    assert saved.state["run"]["world_size"] == 2
+
+
+def test_an_error_names_its_process_and_only_the_first_warns(tmp_path):
+    def child(rank):
+        groups = parts()
+
+        def loss(batch, progress):
+            if progress.step == 3:
+                raise RuntimeError("lost")
+            return {"l": sum(p.sum() for p in groups["head"].parameters())}
+
+        stage = Stage("a", {"body": 1.0, "head": 1.0}, loss, data(), 2, Length(steps=5))
+        warnings.simplefilter("always")
+        with warnings.catch_warnings(record=True) as told, pytest.raises(RuntimeError, match="lost") as error:
+            fit([stage], groups, out=tmp_path, guard=Guards(zero_gradient_steps=2), quiet=True)
+        assert error.value.__notes__ == [f"in process {rank} of 2"]
+        assert len([w for w in told if issubclass(w.category, TrainingWarning)]) == (rank == 0)
 
     assert run(child, "ddp", tmp_path) == [0, 0]
 

@@ -228,7 +228,6 @@ class Replicated(Engine):
         self.wrapped = nn.parallel.DistributedDataParallel(
             self.wrapped,
             device_ids=[device.index] if device.type == "cuda" else None,
-            broadcast_buffers=False,  # `level` does
             find_unused_parameters=True,  # an expert that no sample of the batch selected
         )
 
