@@ -61,14 +61,29 @@ def test_frames_keep_their_extent_and_nearly_their_ratio_within_the_bounds(model
     assert 128 <= cells[0] * cells[1] <= 768
 
 
-def test_a_bright_corner_stays_in_its_corner(models):
-    reader = models["qwen2_5_vl"].reader
-    frames = torch.zeros(4, 16, 24, 3, dtype=torch.uint8)
-    frames[2:, 8:, 16:] = 255  # the last cell of the second t
-    patches = reader([Clip.at(frames, 2.0)], ["What?"]).tensors["pixel_values_videos"]
-    bright = patches.mean(1).reshape(2, 6, 4) > 0  # (t, cells in raster order, patches of a cell)
-    assert bright[1, 5].all()
-    assert bright.sum() == 4
+def test_a_patch_holds_the_pixels_of_its_place(models):
+    """Row: t, cell down, across, patch down, across. Column: colour, frame of the cell, pixel down, across."""
+    reader = models["qwen3_vl"].reader
+    frames = torch.randint(0, 256, (4, 16, 24, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    patches = (
+        reader([Clip.at(frames, 2.0)], ["What?"]).tensors["pixel_values_videos"].reshape(2, 2, 3, 2, 2, 3, 2, 4, 4)
+    )
+    for place in [(0, 0, 0, 0, 0, 0, 0, 0, 0), (1, 0, 2, 1, 0, 2, 0, 3, 1), (0, 1, 0, 0, 1, 1, 1, 0, 2)]:
+        t, cy, cx, py, px, colour, frame, y, x = place
+        pixel = frames[2 * t + frame, 8 * cy + 4 * py + y, 8 * cx + 4 * px + x, colour]
+        assert patches[place].item() == pytest.approx(pixel.item() / 127.5 - 1, abs=1e-6)
+
+
+def test_a_template_without_the_place_of_the_video_is_refused(models, clips):
+    class Plain:
+        def __getattr__(self, name):
+            return getattr(models["qwen2_5_vl"].reader.tokenizer, name)
+
+        def apply_chat_template(self, *args, **kwargs):
+            return f"{VIDEO}What?"
+
+    with pytest.raises(ValueError, match="expected the chat template to write"):
+        Reader(Plain(), "qwen2_5_vl", patch=4)(clips[:1], ["What?"])
 
 
 @pytest.mark.parametrize(

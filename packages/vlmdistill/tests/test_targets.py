@@ -96,11 +96,9 @@ def test_a_coarser_grid_averages():
     alternating = (torch.arange(20) % 2).float()[None, :, None, None]
     found = regrid(alternating, torch.arange(20.0), (4, 1, 1), torch.tensor([2.0, 7.0, 12.0, 17.0]))
     torch.testing.assert_close(found, torch.full_like(found, 0.5))
-    spots = torch.zeros(1, 1, 8, 8)
-    spots[..., ::2, ::2] = 1
-    torch.testing.assert_close(
-        regrid(spots, torch.zeros(1), (1, 2, 2), torch.zeros(1)).mean(), torch.tensor(0.25), atol=0.02, rtol=0
-    )
+    corner = torch.zeros(1, 1, 8, 8)
+    corner[..., 0, 0] = 1  # no cell's centre of a 2 x 2 grid is near it
+    assert regrid(corner, torch.zeros(1), (1, 2, 2), torch.zeros(1))[0, 0, 0, 0] > 0.01
 
 
 def test_what_grows_linearly_in_time_stays_exact_between_the_ends():
