@@ -113,3 +113,76 @@ def test_what_is_dumped_loads_back_equal_and_is_all_there(tmp_path):
 def test_a_config_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         Recipe().seed = 3
+
+
+@pytest.mark.parametrize("value", ["yes", "on", "12:30:00", "0o17", "010", "1_000", ".inf", ".nan", "2020-01-01"])
+def test_a_word_of_yaml_1_1_is_no_number(tmp_path, value):
+    with pytest.raises(ValueError, match=r"data\.f"):
+        load_config(Recipe, put(tmp_path, "a.yaml", f"data:\n  frames: {value}"))
+    if value not in ("010", "1_000"):  # as a float, pydantic reads these as Python does
+        with pytest.raises(ValueError, match=r"data\.f"):
+            load_config(Recipe, put(tmp_path, "a.yaml", f"data:\n  fps: {value}"))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e-4", 1e-4), ("-2.5", -2.5), ("3.", 3.0), (".5", 0.5), ("0x1F", 31), ("+7", 7)]
+)
+def test_numbers_are_numbers(tmp_path, text, value):
+    assert load_config(Recipe, put(tmp_path, "a.yaml", f"data:\n  fps: {text}")).data.fps == value
+
+
+def test_a_flag_takes_yes_and_no(tmp_path):
+    class Flags(Config):
+        compile: bool = False
+        fast: bool = True
+
+    read = load_config(Flags, put(tmp_path, "a.yaml", "compile: yes\nfast: false"))
+    assert (read.compile, read.fast) == (True, False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "data: " + "[" * 3000 + "]" * 3000,
+        "data: " + "{a: " * 2000 + "1" + "}" * 2000,
+        "a: &a [x, x]\nb: &b [*a, *a]\nseed: *b",
+        "seed: " + "9" * 5000,
+        "extends: 3",
+        "extends: [1]",
+        "extends: {a: b}",
+        "extends: null",
+        "extends: .",
+        "extends: /dev/null/x",
+        "1: 2",
+        "? [1, 2]\n: 3",
+        "data:\n  <<: 3",
+        "data: &a {frames: *a}",
+        "seed: 1\n---\nseed: 2",
+        "data:",
+        "data: hello",
+        "data:\n\tframes: 1",
+        "seed: \0",
+        "seed: !!python/name:os.system ''",
+        "k" * 100_000 + ": 1",
+    ],
+    ids=range(21),
+)
+def test_hostile_files_are_one_short_answer(tmp_path, text):
+    with pytest.raises(ValueError, match=r"a\.yaml") as caught:
+        load_config(Recipe, put(tmp_path, "a.yaml", text))
+    assert len(str(caught.value)) < 5000
+
+
+def test_a_file_of_unknown_keys_is_answered_with_the_first_few(tmp_path):
+    with pytest.raises(ValueError, match="and 19995 more") as caught:
+        load_config(Recipe, put(tmp_path, "a.yaml", "\n".join(f"key{i}: {i}" for i in range(20_000))))
+    assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize(
+    "override", ["data=" + "[" * 3000, "seed=" + "9" * 5000, "data=", "__class__=1", "model_config=3"]
+)
+def test_hostile_overrides_are_one_short_answer(override):
+    with pytest.raises(ValueError, match="expected|unknown key|valid") as caught:
+        load_config(Recipe, None, [override])
+    assert len(str(caught.value)) < 1000

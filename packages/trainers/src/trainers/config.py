@@ -5,7 +5,8 @@ the file that says it). Overrides `a.b=c` come after the files; `c` is read as a
 in the path is an index into a list. `load_config` refuses a key that occurs twice in one map, which YAML itself lets
 pass.
 
-What surprises: YAML 1.1 reads `1e-4` as a word; here it is a number, as everybody who writes it means.
+What surprises: scalars are those of YAML 1.2, not of 1.1. `1e-4` is a number; `yes`, `on` and `12:30` are words (a
+field that is a flag still takes `yes`), so that none becomes a number in silence. NaN and infinity are refused.
 """
 
 import dataclasses
@@ -42,7 +43,8 @@ def refuse_unknown(cls: type, data: Any) -> Any:
     fields = getattr(cls, "model_fields", None)
     known = set(fields) if fields is not None else {field.name for field in dataclasses.fields(cls)}
     if isinstance(given, dict) and (unknown := [str(key) for key in given if key not in known]):
-        hints = [f"unknown key {key!r}, {did_you_mean(key, known)}" for key in unknown]
+        hints = [f"unknown key {key[:SHOWN]!r}, {did_you_mean(key, known)}" for key in unknown[:LISTED]]
+        hints += [f"and {len(unknown) - LISTED} more"] * (len(unknown) > LISTED)
         # PydanticCustomError fills {braces} from a context, so that a key with braces cannot break the message.
         raise PydanticCustomError("unknown_key", "{hints}", {"hints": "; ".join(hints)})
     return data
@@ -51,7 +53,7 @@ def refuse_unknown(cls: type, data: Any) -> Any:
 class Config(BaseModel):
     """Base of every recipe: frozen, nothing unknown, and `did you mean` at any depth."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -62,8 +64,28 @@ class Config(BaseModel):
 C = TypeVar("C", bound=BaseModel)
 
 
+SHOWN = 200
+"""Characters of a value that a message repeats."""
+LISTED = 5
+"""Unknown keys of one map that a message names."""
+_NUMBER = "-+.0123456789"
+_SCALARS = {  # YAML 1.2, section 10.3.2
+    "tag:yaml.org,2002:bool": (r"^(true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    "tag:yaml.org,2002:int": (r"^([-+]?(0|[1-9]\d*)|0x[0-9a-fA-F]+)$", _NUMBER),
+    "tag:yaml.org,2002:float": (
+        r"^([-+]?(\d+\.\d*|\.\d+)([eE][-+]?\d+)?|[-+]?\d+[eE][-+]?\d+|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$",
+        _NUMBER,
+    ),
+}
+
+
 class _Loader(yaml.SafeLoader):
-    """The safe loader, with YAML 1.2 floats and without silent doubles."""
+    """The safe loader, with the scalars of YAML 1.2 and without silent doubles."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - a class attribute of PyYAML
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in _SCALARS]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
@@ -72,9 +94,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+for _tag, (_pattern, _first) in _SCALARS.items():
+    _Loader.add_implicit_resolver(_tag, re.compile(_pattern), list(_first))
 
 
 def load_config(cls: type[C], path: str | Path | None, overrides: Sequence[str] = ()) -> C:
@@ -106,11 +127,13 @@ def dump_config(config: BaseModel, path: str | Path) -> None:
 
 def _line(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"]) or "(top)"
-    got = "" if error["type"] in ("unknown_key", "missing") else f" (got {error['input']!r})"
+    given = repr(error["input"])
+    given = given if len(given) <= SHOWN else f"{given[:SHOWN]}..."
+    got = "" if error["type"] in ("unknown_key", "missing") else f" (got {given})"
     return f"  {where}: {error['msg']}{got}"
 
 
-def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+def _read(path: Path, above: tuple[Path, ...]) -> dict[Any, Any]:
     path = path.resolve()
     if path in above:
         raise ValueError(f"{path} extends itself: {' -> '.join(p.name for p in (*above, path))}; break the circle")
@@ -119,15 +142,18 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     except OSError as error:
         by = f" (extended by {above[-1]})" if above else ""
         raise ValueError(f"expected a recipe at {path}{by}, but it cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from None
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: expected a map of keys at the top, got {type(tree).__name__}")
     parents = tree.pop("extends", [])
-    merged: dict[str, Any] = {}
-    for parent in [parents] if isinstance(parents, str) else parents:
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise ValueError(f"{path}: expected a file or a list of files after extends, got {str(parents)[:SHOWN]}")
+    merged: dict[Any, Any] = {}
+    for parent in parents:
         merged = _merge(merged, _read(path.parent / parent, (*above, path)))
     return _merge(merged, tree)
 
@@ -139,15 +165,16 @@ def _merge(below: Any, above: Any) -> Any:
     return {**below, **{key: _merge(below.get(key), value) for key, value in above.items()}}
 
 
-def _override(tree: dict[str, Any], override: str) -> None:
+def _override(tree: dict[Any, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")
     if not equals or not all(keys):
         raise ValueError(f"expected an override such as 'optim.lr=1e-4', got {override!r}")
     try:
         value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
-    except yaml.YAMLError:
-        raise ValueError(f"expected a YAML value after '=' in {override!r}; quote it if it is text") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        shown = f"{override[:SHOWN]!r}"
+        raise ValueError(f"expected a YAML value after '=' in {shown}; quote it if it is text") from None
     node: Any = tree
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
