@@ -115,18 +115,18 @@ def test_a_config_cannot_be_changed():
         Recipe().seed = 3
 
 
-@pytest.mark.parametrize("value", ["yes", "on", "12:30:00", "0o17", "010", "1_000", ".inf", ".nan", "2020-01-01"])
+@pytest.mark.parametrize("value", ["yes", "on", "12:30:00", "0o17", ".inf", ".nan", "2020-01-01"])
 def test_a_word_of_yaml_1_1_is_no_number(tmp_path, value):
     with pytest.raises(ValueError, match=r"data\.f"):
         load_config(Recipe, put(tmp_path, "a.yaml", f"data:\n  frames: {value}"))
-    if value not in ("010", "1_000"):  # as a float, pydantic reads these as Python does
-        with pytest.raises(ValueError, match=r"data\.f"):
-            load_config(Recipe, put(tmp_path, "a.yaml", f"data:\n  fps: {value}"))
+    with pytest.raises(ValueError, match=r"data\.f"):
+        load_config(Recipe, put(tmp_path, "a.yaml", f"data:\n  fps: {value}"))
 
 
-@pytest.mark.parametrize(
-    ("text", "value"), [("1e-4", 1e-4), ("-2.5", -2.5), ("3.", 3.0), (".5", 0.5), ("0x1F", 31), ("+7", 7)]
-)
+NUMBERS = {"1e-4": 1e-4, "-2.5": -2.5, "3.": 3.0, ".5": 0.5, "0x1F": 31, "+7": 7, "010": 10}
+
+
+@pytest.mark.parametrize(("text", "value"), NUMBERS.items())
 def test_numbers_are_numbers(tmp_path, text, value):
     assert load_config(Recipe, put(tmp_path, "a.yaml", f"data:\n  fps: {text}")).data.fps == value
 
@@ -179,10 +179,11 @@ def test_a_file_of_unknown_keys_is_answered_with_the_first_few(tmp_path):
     assert len(str(caught.value)) < 2000
 
 
-@pytest.mark.parametrize(
-    "override", ["data=" + "[" * 3000, "seed=" + "9" * 5000, "data=", "__class__=1", "model_config=3"]
-)
+HOSTILE = ("data=" + "[" * 3000, "seed=" + "9" * 5000, "data=", "__class__=1", "model_config=3")
+
+
+@pytest.mark.parametrize("override", HOSTILE, ids=range(5))
 def test_hostile_overrides_are_one_short_answer(override):
-    with pytest.raises(ValueError, match="expected|unknown key|valid") as caught:
+    with pytest.raises(ValueError, match=r"expected|unknown key|valid") as caught:
         load_config(Recipe, None, [override])
     assert len(str(caught.value)) < 1000

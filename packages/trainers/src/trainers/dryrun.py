@@ -5,7 +5,8 @@ arithmetic of shapes); a small one (up to `SMALL` values) has values as well, so
 router's choice, the row of a label) takes a real path. A small tensor that is computed from large ones gets arbitrary
 values in (0, 1). What is counted, in bytes and operations, is exact for the kernels that torch's CPU backend would
 call, which keep the same tensors for the backward pass as those of a GPU (fused attention, no matrix of scores); what
-a kernel takes for itself while it runs, and what an allocator loses between blocks, is not in it.
+a kernel takes for itself while it runs, and what an allocator loses between blocks, is not in it. Attention
+with dropout is counted with its matrix of scores, as the CPU does it.
 
     model = describe(config)                          # a module on the meta device, or a real one
     with DryRun() as dry:
