@@ -68,12 +68,86 @@ def friendly(command: Callable[P, R]) -> Callable[P, R]:
 
 @app.command()
 @friendly
-def cache(config: Config = None, set_: Set = None, root: Cached = Path("runs/cache"), quiet: Quiet = False) -> None:
-    """Make latents, text and physics features of the recipe's clips; run it again to go on."""
-    from phantom.data import prepare
+def check(
+    config: Config = None,
+    set_: Set = None,
+    cache: Cached = Path("runs/cache"),
+    run: Annotated[Path | None, typer.Option("--run", help="an earlier run, for the resets to expect")] = None,
+) -> None:
+    """Look at recipe, backbone, clips, round trip, physics latent, identity, resets and disk; writes nothing."""
+    from phantom.checks import look
+    from trainers.check import show
 
     recipe, backbone, encoder = _load(config, set_)
-    found = prepare(recipe, backbone, encoder, root, quiet=quiet)
+    if not show(look(recipe, backbone, encoder, cache, run), shown):
+        raise ValueError("what stands as error in the table would spoil the run: mend it first")
+    _next("`phantom plan` shows memory, hours and disk, `phantom train --out RUN` trains (with the same --set)")
+
+
+@app.command()
+@friendly
+def plan(
+    config: Config = None,
+    set_: Set = None,
+    gpu: Annotated[list[str] | None, typer.Option("--gpu", help="GPU of the list (repeatable; none: all)")] = None,
+    engine: Annotated[str, typer.Option("--engine", help="one, ddp, zero1..3, zero2-offload, fsdp2")] = "",
+    processes: Annotated[int, typer.Option("--processes", min=1, help="GPUs that share the run")] = 1,
+    measured: Annotated[Path | None, typer.Option("--measured", help="lines of `phantom time` to go by")] = None,
+    clips: Annotated[int | None, typer.Option("--clips", min=1, help="of data that are not on this machine")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="everything as one JSON object")] = False,
+) -> None:
+    """Show memory for each GPU, cache size, hours and the largest batch, from the recipe alone."""
+    from phantom.config import load_recipe
+    from phantom.plan import describe
+    from trainers import gpus
+    from trainers import plan as plans
+    from trainers.sheet import show
+
+    recipe = load_recipe(config, set_ or [])
+    made = plans.make(
+        describe(recipe, clips=clips),
+        [gpus.named(name) for name in gpu] if gpu else gpus.known(),
+        engine=engine or ("one" if processes == 1 else "ddp"),
+        processes=processes,
+        measured=plans.read_measured(measured) if measured is not None else [],
+    )
+    if as_json:
+        print(json.dumps(made.to_dict()))
+        return
+    show(made, shown)
+    _next("`phantom time` measures this machine (for --measured), `phantom train --out RUN` trains")
+
+
+@app.command()
+@friendly
+def time(
+    config: Config = None,
+    set_: Set = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="timed steps, after one to warm up")] = 3,
+) -> None:
+    """Measure seconds a step on random data; one JSON line."""
+    from phantom.config import load_recipe
+    from phantom.timing import measure
+
+    recipe = load_recipe(config, set_ or [])
+    print(json.dumps(measure(recipe, _backbone(recipe), steps=steps)))
+
+
+@app.command()
+@friendly
+def cache(config: Config = None, set_: Set = None, root: Cached = Path("runs/cache"), quiet: Quiet = False) -> None:
+    """Make latents, text and physics features of the recipe's clips; run it again to go on. Under torchrun each process
+    makes its share.
+    """
+    from phantom.data import prepare
+    from trainers.engine import launched
+
+    engine = launched()
+    recipe, backbone, encoder = _load(config, set_)
+    found = prepare(recipe, backbone, encoder, root, quiet=quiet, engine=engine)
+    engine.leave()
+    if not engine.main:
+        return
     _left_out(found.skipped)
     summary = {"clips": found.clips, "computed": found.computed, "skipped": len(found.skipped)}
     summary |= {"physics": recipe.physics.kind, "explained": round(float(found.data.basis.explained), 4)}
@@ -95,18 +169,26 @@ def train(
     """Train the physics stream and the couplings and write `OUT/bundle`; a killed run goes on with --resume."""
     from phantom.data import held_out, prepare
     from phantom.train import train as run
+    from trainers.engine import launched
 
+    engine = launched()  # first: of several GPUs each process gets its own
     recipe, backbone, encoder = _load(config, set_)
-    found = prepare(recipe, backbone, encoder, root, quiet=quiet)
-    _left_out(found.skipped)
-    held = held_out(recipe, backbone, encoder, root, found.data.basis, quiet=quiet)
+    found = prepare(recipe, backbone, encoder, root, quiet=quiet, engine=engine)
+    if engine.main:
+        _left_out(found.skipped)
+    held = held_out(recipe, backbone, encoder, root, found.data.basis, quiet=quiet, engine=engine)
     pushed = None
     if recipe.force.kind != "none":
-        balls = prepare(recipe, backbone, encoder, root, basis=found.data.basis, pushed=True, quiet=quiet)
-        _left_out(balls.skipped)
+        shared: dict[str, Any] = {"basis": found.data.basis, "quiet": quiet, "engine": engine}
+        balls = prepare(recipe, backbone, encoder, root, pushed=True, **shared)
+        if engine.main:
+            _left_out(balls.skipped)
         pushed = balls.data
-    data: dict[str, Any] = {"held": held, "pushed": pushed}
+    data: dict[str, Any] = {"held": held, "pushed": pushed, "engine": engine}
     _, result = run(recipe, backbone, encoder, found.data, out=out, only=stage, resume=resume, quiet=quiet, **data)
+    engine.leave()
+    if not engine.main:
+        return
     summary = {
         "bundle": str(out / "bundle"),
         "physics": recipe.physics.kind,

@@ -30,6 +30,7 @@ from phantom.pushed import pushed_items
 from trainers import ClipSpec, Filters, cache_job, read_records
 from trainers.cache import Cache, Producer, Source
 from trainers.data import Skipped
+from trainers.engine import Engine
 
 __all__ = [
     "Clips",
@@ -135,9 +136,10 @@ def prepare(
     basis: Basis | None = None,
     pushed: bool = False,
     quiet: bool = False,
+    engine: Engine | None = None,
 ) -> Prepared:
     """Fill the cache at `root` with what a recipe needs and open it; `basis` is fitted where none is given. `pushed`:
-    the clips of the force stage, with their forces.
+    the clips of the force stage, with their forces. `engine` knows the other processes, which must all come here.
 
     ValueError for sizes that the backbone does not take, an empty source, or when no clip can be used.
     """
@@ -148,23 +150,24 @@ def prepare(
             f"expected condition.most_latents below the {latents} latents of {d.frames} frames, got"
             f" {recipe.condition.most_latents}: something must be left to predict"
         )
-    made, skipped = producers(recipe, backbone), []
+    made, skipped, engine = producers(recipe, backbone), [], engine or Engine()
+    place: dict[str, Any] = {"rank": engine.rank, "world": engine.world_size, "quiet": quiet or not engine.main}
     pairs = list(pushed_items(recipe, skipped)) if pushed else [(item, None) for item in _items(recipe, skipped)]
     items, forces = [item for item, _ in pairs], {item.id: force for item, force in pairs}
     seen = {name: made[name] for name in ("latent", "physics", "physics_observed")}
     report = cache_job.make(
-        root, items, partial(_encoder, recipe, backbone, encoder), seen, batch=d.encode_batch, stale="add", quiet=quiet
+        root, items, partial(_encoder, recipe, backbone, encoder), seen, batch=d.encode_batch, stale="add", **place
     )
     captions = {item.id: str(item.noted["caption"]) for item in items}
     wanted = sorted(set(captions.values()))
     said = [cache_job.Item(c, c.encode(), partial(str, c)) for c in wanted]
     backbone.check_words(wanted)
     cache_job.make(
-        root, said, partial(_writer, backbone), {"text": made["text"]}, name="text", batch=16, stale="add", quiet=quiet
+        root, said, partial(_writer, backbone), {"text": made["text"]}, name="text", batch=16, stale="add", **place
     )
-    store = Cache(root)
-    skipped += report.failed
-    lost = {s.path for s in skipped}
+    everyone = engine.exchange([report.made, [[s.path, s.why] for s in report.failed]])  # all have closed their shards
+    skipped += [Skipped(path, why) for _, failed in everyone for path, why in failed]
+    store, lost = Cache(root), {s.path for s in skipped}
     kept = [item for item in items if item.id not in lost]
     keys = [(Source.of(i.media, spec=i.spec).key, Source.of(captions[i.id].encode()).key) for i in kept]
     data = open_clips(recipe, backbone, encoder, store, keys, basis)
@@ -172,18 +175,25 @@ def prepare(
         data.forces = [forces[i.id] for i in kept]
         if recipe.force.shuffled:
             data.forces = data.forces[1:] + data.forces[:1]
-    return Prepared(data, len(keys), report.made, tuple(skipped))
+    return Prepared(data, len(keys), sum(count for count, _ in everyone), tuple(skipped))
 
 
 def held_out(
-    recipe: Recipe, backbone: WanBackbone, encoder: Any, root: Path, basis: Basis, *, quiet: bool = False
+    recipe: Recipe,
+    backbone: WanBackbone,
+    encoder: Any,
+    root: Path,
+    basis: Basis,
+    *,
+    quiet: bool = False,
+    engine: Engine | None = None,
 ) -> "Clips | None":
     """Clips of the world's `val` split for the held-out loss; None for other sources, which keep nothing back."""
     if recipe.data.source != "world":
         return None
     data = recipe.data.model_copy(update={"split": "val", "clips": HELD_CLIPS})
     held = recipe.model_copy(update={"data": data})
-    return prepare(held, backbone, encoder, root, basis=basis, quiet=quiet).data
+    return prepare(held, backbone, encoder, root, basis=basis, quiet=quiet, engine=engine).data
 
 
 def open_clips(
@@ -224,7 +234,7 @@ def _items(recipe: Recipe, skipped: list[Skipped]) -> Iterator[cache_job.Item]:
                 f"expected simulated clips for physics.kind=fields, got data.source={d.source}: only they have exact"
                 " fields; use physics.kind=vjepa2"
             )
-        yield from cache_job.clips(records, spec)
+        yield from cache_job.clip_items(records, spec)
         return
     if d.height != d.width or d.height % physworld.SIZE or d.frames != physworld.FRAMES:
         raise ValueError(

@@ -36,6 +36,7 @@ from trainers import (
     dump_config,
     fit,
 )
+from trainers.engine import Engine, launched
 
 __all__ = ["Flows", "Trainer", "fresh", "save_bundle", "stages", "train"]
 
@@ -196,12 +197,15 @@ def train(
     only: str | None = None,
     resume: bool = False,
     quiet: bool = False,
+    engine: Engine | None = None,
 ) -> tuple[PhantomAdapter, FitResult]:
     """Train an adapter and write its bundle into `out/bundle`; `held` are clips for the held-out loss, `pushed` those
-    of the force stage; `only` stops after the stage of that name.
+    of the force stage; `only` stops after the stage of that name. Of several processes (`engine`; none: as they were
+    launched) the first writes.
 
     ValueError for a stage that the recipe does not have.
     """
+    engine = engine or launched()
     adapter = fresh(recipe, backbone, data.basis, encoder)
     plan = stages(recipe, adapter, backbone, data, pushed)
     if only is not None:
@@ -212,7 +216,7 @@ def train(
     groups: dict[str, nn.Module] = {"branch": adapter.branch}
     if adapter.injector is not None:
         groups["injector"] = adapter.injector
-    if not (out / "recipe.yaml").exists():
+    if engine.main and not (out / "recipe.yaml").exists():
         dump_config(recipe, out / "recipe.yaml")
     held_out = None
     if held is not None:
@@ -231,12 +235,15 @@ def train(
                 save_every=recipe.save_every,
                 held_out=held_out,
                 watch={"transformer": backbone.transformer},
+                engine=engine,
                 quiet=quiet,
             )
     finally:
         _checkpoint_jointly(backbone, adapter, on=False)
-    dump_config(recipe, out / "recipe.yaml")  # what a resumed run was finished with
-    save_bundle(adapter, backbone, out / "bundle", history=result.history)
+    if engine.main:
+        dump_config(recipe, out / "recipe.yaml")  # what a resumed run was finished with
+        save_bundle(adapter, backbone, out / "bundle", history=result.history)
+    engine.barrier()
     return adapter, result
 
 

@@ -1,0 +1,128 @@
+"""A Phantom run in numbers, from its recipe alone: the description that `trainers.plan` plans with.
+
+Backbone and branch are built without weights and one micro-batch is counted by a dry run at the real size. V-JEPA 2 is
+asked while the cache is filled and lies on no GPU in training; its work in filling the cache is not counted.
+"""
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backbones.sizes import bytes_of, weightless
+from phantom.config import Recipe
+from phantom.latent import Basis
+from trainers import read_records
+from trainers.dryrun import DryRun, Work
+from trainers.footprint import Trained
+from trainers.job import Artefact, Job, Kind
+
+__all__ = ["cells_of", "describe", "described", "work_of"]
+
+EMBEDDED = (32, 8)
+"""Crop and patch of the embedded encoder, pixels."""
+PUBLISHED = (256, 16)
+FEATURES = {"world": 128, "vitl": 1024, "vith": 1280, "vitg": 1408}
+SIZES = (1, 4)
+"""Micro-batches that are counted; others lie on the line through them."""
+REPORTED = "the paper trained on 0.43 M clips of 121 x 480 x 832; it prints neither hardware nor hours"
+
+
+def describe(recipe: Recipe, *, clips: int | None = None) -> Job:
+    """Describe a recipe's run; `clips` is for data that are not here (none: counted where they are, else one)."""
+    from phantom.train import fresh
+
+    backbone = _bare(recipe)
+    adapter = fresh(_on_cpu(recipe), backbone, Basis(recipe.physics.channels, recipe.physics.channels), None)
+    groups = {"branch": sum(p.numel() for p in adapter.branch.parameters())}
+    modules = {name: m for name, m in backbone.pipe.components.items() if isinstance(m, torch.nn.Module)}
+    frozen = {name: bytes_of(module) for name, module in modules.items()}
+    plain, again = (
+        {batch: work_of(recipe.model_copy(update={"checkpointing": on}), batch)["joint"] for batch in SIZES}
+        for on in (False, True)
+    )
+    kind = Kind("joint", recipe.steps, again if recipe.checkpointing else plain, checkpointed=again)
+    return Job(
+        name=f"Phantom on {backbone.id}",
+        shape=described(recipe, backbone),
+        tokens=_tokens(recipe, backbone),
+        batch=recipe.batch,
+        accumulate=recipe.accumulate,
+        frozen={"transformer": frozen["transformer"]},
+        trained=Trained(groups, optimizer="adamw"),
+        kinds=(kind,),
+        artefacts=_artefacts(recipe, backbone, _clips(recipe) if clips is None else clips),
+        making={name: frozen[name] for name in ("vae", "text_encoder")},
+        reported=REPORTED,
+    )
+
+
+def work_of(recipe: Recipe, batch: int) -> dict[str, Work]:
+    """Count one micro-batch of a training step."""
+    from phantom.timing import at, kinds, random_batch
+    from phantom.train import Trainer, fresh
+
+    recipe, backbone = _on_cpu(recipe), _bare(recipe)
+    backbone.transformer.requires_grad_(False)
+    adapter = fresh(recipe, backbone, Basis(recipe.physics.channels, recipe.physics.channels), None)
+    models: tuple[Any, ...] = (backbone.transformer, adapter.branch.stream)
+    for model in models if recipe.checkpointing else ():
+        model.enable_gradient_checkpointing()
+    with DryRun() as dry:
+        dry.weights(backbone.transformer, adapter)
+        steps = kinds(Trainer(recipe, adapter, backbone), random_batch(recipe, backbone, batch))
+        return {"joint": dry.step(partial(steps["joint"], at(0)), adapter.branch.parameters())}
+
+
+def cells_of(recipe: Recipe) -> tuple[int, int]:
+    """(height, width) of z, from the recipe alone."""
+    crop, patch = EMBEDDED if recipe.physics.encoder == "world" else PUBLISHED
+    height, width = recipe.physics.size or (crop, crop)
+    return height // patch // recipe.physics.pool, width // patch // recipe.physics.pool
+
+
+def described(recipe: Recipe, backbone: Any) -> str:
+    """The size that work is counted at, in words."""
+    d = recipe.data
+    latent = backbone.spec.latent.shape(d.frames, d.height, d.width)
+    z = (recipe.physics.channels, latent[1], *cells_of(recipe))
+    video, physics = (" x ".join(map(str, shape)) for shape in (latent, z))
+    return f"{d.frames} x {d.height} x {d.width} -> latent {video}, physics {physics}, {recipe.dtype}"
+
+
+def _artefacts(recipe: Recipe, backbone: Any, clips: int) -> tuple[Artefact, ...]:
+    d, spec, most = recipe.data, backbone.spec, recipe.condition.most_latents
+    shape = spec.latent.shape(d.frames, d.height, d.width)
+    wide = next((n for name, n in FEATURES.items() if name in recipe.physics.encoder), FEATURES["vitl"])
+    each = 2 * wide * math.prod(cells_of(recipe))
+    return (
+        Artefact("latents", 4 * math.prod(shape), clips),
+        Artefact("text", 4 * spec.text_length * spec.text_dim, clips, note="at most"),
+        Artefact("physics features", each * shape[1], clips),
+        Artefact("of beginnings", each * most * (most + 1) // 2, clips),
+    )
+
+
+def _clips(recipe: Recipe) -> int:
+    d = recipe.data
+    if d.source == "world":
+        return d.clips
+    return len(read_records(d.source, root=d.root)[0]) if Path(d.source).exists() else 1
+
+
+def _tokens(recipe: Recipe, backbone: Any) -> int:
+    d = recipe.data
+    _, t, h, w = backbone.spec.latent.shape(d.frames, d.height, d.width)
+    pt, ph, pw = backbone.spec.latent.patch
+    return (t // pt) * (h // ph) * (w // pw) + t * math.prod(cells_of(recipe))
+
+
+def _bare(recipe: Recipe) -> Any:
+    return weightless(recipe.backbone, dtype=getattr(torch, recipe.dtype))
+
+
+def _on_cpu(recipe: Recipe) -> Recipe:
+    """A dry run's tensors call themselves CPU tensors, whatever device they stand for."""
+    return recipe.model_copy(update={"device": "cpu"})
