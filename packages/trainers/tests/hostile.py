@@ -205,7 +205,7 @@ def avi(width, height, codec, picture):
 
 
 def png(width, height):
-    """A true picture of black pixels: a thousandth of their size."""
+    """A true grey picture of black pixels: a thousandth of their size."""
 
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -231,7 +231,7 @@ def bombs():
     yield "bomb: 100000 px", avi(100_000, 100_000, b"MJPG", b"\xff\xd8" + bytes(500))
     yield "bomb: raw 20000 px", avi(20_000, 20_000, b"\0\0\0\0", bytes(500))
     yield "bomb: raw -1 px", avi(-1 & 0x7FFFFFFF, -1 & 0x7FFFFFFF, b"\0\0\0\0", bytes(500))
-    yield "bomb: a picture larger than its header says", avi(64, 48, b"MPNG", png(8000, 8000))
+    yield "bomb: a picture larger than its header says", avi(64, 48, b"MPNG", png(10_000, 10_000))
     yield "bomb: boxes in boxes", boxes + nested
     yield "bomb: a million boxes", boxes + box(b"free") * 10**6
     yield "bomb: a box without end", boxes + struct.pack(">I4sQ", 1, b"moov", 2**63 - 1) + bytes(100)
