@@ -1,9 +1,13 @@
 """A random tiny backbone, a recipe as small as it gets, and random data in the shape of a cache."""
 
+import warnings
+
 import pytest
 import torch
 
-from backbones import WanBackbone, tiny
+with warnings.catch_warnings():  # of DeepSpeed and torchao, which diffusers imports where they are installed
+    warnings.simplefilter("ignore")
+    from backbones import WanBackbone, tiny
 from pila.adapter import PilaAdapter
 from pila.config import Recipe, load_recipe
 from trainers import InMemory

@@ -164,6 +164,13 @@ class Sharded(Replicated):
         """Undo `apart`. Every process asks at once, for the same names."""
         return {key: value.full_tensor() if isinstance(value, DTensor) else value for key, value in named.items()}
 
+    def moments(self) -> dict[str, Tensor]:
+        """Return the whole state of the optimizer by `group/name#moment`, in main memory, since a GPU that needs
+        FSDP2 has no room for it. Every process asks at once.
+        """
+        parts = weights.moments(self.trained, self.optimizer)
+        return {key: self.joined({key: part})[key].cpu() for key, part in parts.items()}
+
     def end(self) -> None:
         """Give the groups back as plain modules that hold the result."""
         whole = self.weights()
