@@ -187,3 +187,22 @@ def test_hostile_overrides_are_one_short_answer(override):
     with pytest.raises(ValueError, match=r"expected|unknown key|valid") as caught:
         load_config(Recipe, None, [override])
     assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("override", ["data.fps=.inf", "optim={lr: .inf}", "ramps={a: {start: 0, end: .nan}}"])
+def test_infinity_and_nan_are_refused_at_any_depth(override):
+    class Run(Recipe):
+        optim: Optim = Optim()
+
+    with pytest.raises(ValueError, match="finite number"):
+        load_config(Run, None, [override])
+
+
+def test_a_date_is_a_word(tmp_path):
+    class Named(Config):
+        name: str
+
+    path = put(tmp_path, "a.yaml", "name: 2020-01-01")
+    assert load_config(Named, path).name == "2020-01-01"
+    dump_config(load_config(Named, path), tmp_path / "b.yaml")
+    assert load_config(Named, tmp_path / "b.yaml").name == "2020-01-01"

@@ -105,16 +105,19 @@ def plan(
     from pila.plan import describe, stage_rows
     from trainers import gpus
     from trainers import plan as plans
+    from trainers.footprint import check_engine
     from trainers.sheet import show
 
     recipe = load_recipe(config, set_ or [])
     chosen = [gpus.named(name) for name in gpu] if gpu else gpus.known()
     lines = plans.read_measured(measured) if measured is not None else []
+    engine = engine or ("one" if processes == 1 else "ddp")
+    check_engine(engine, processes)  # before seconds go into counting
     job = describe(recipe, clips=clips)
     made = plans.make(
         job,
         chosen,
-        engine=engine or ("one" if processes == 1 else "ddp"),
+        engine=engine,
         processes=processes,
         efficiency=plans.EFFICIENCY if efficiency is None else efficiency,
         measured=lines,

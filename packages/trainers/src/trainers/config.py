@@ -83,7 +83,7 @@ class _Loader(yaml.SafeLoader):
     """The safe loader, with the scalars of YAML 1.2 and without silent doubles."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - a class attribute of PyYAML
-        first: [(tag, pattern) for tag, pattern in resolvers if tag not in _SCALARS]
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in (*_SCALARS, "tag:yaml.org,2002:timestamp")]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 

@@ -21,7 +21,7 @@ from .dryrun import Work
 from .stage import Optim
 from .weights import parameters
 
-__all__ = ["ENGINES", "OPTIMIZERS", "Footprint", "Trained", "footprint"]
+__all__ = ["ENGINES", "OPTIMIZERS", "Footprint", "Trained", "check_engine", "footprint"]
 
 ENGINES = ("one", "ddp", "zero1", "zero2", "zero2-offload", "zero3", "zero3-offload", "fsdp2")
 OPTIMIZERS = ("adamw", "adamw8bit", "muon")
@@ -104,6 +104,16 @@ class Footprint:
         return sum(self.parts.values())
 
 
+def check_engine(engine: str, processes: int) -> None:
+    """Raise ValueError for an engine that is not there, or not with so many processes."""
+    if engine not in ENGINES:
+        raise ValueError(
+            f"expected an engine among {', '.join(ENGINES)}, got {engine!r}; {did_you_mean(engine, ENGINES)}"
+        )
+    if processes < 1 or (engine == "one" and processes > 1):
+        raise ValueError(f"expected one process for engine 'one' and one or more for others, got {processes}: use ddp")
+
+
 def footprint(
     trained: Trained,
     work: Work,
@@ -121,12 +131,7 @@ def footprint(
     >>> footprint(Trained({"adapter": 100}), work, frozen={"backbone": 5000}).parts["optimizer's state"]
     800
     """
-    if engine not in ENGINES:
-        raise ValueError(
-            f"expected an engine among {', '.join(ENGINES)}, got {engine!r}; {did_you_mean(engine, ENGINES)}"
-        )
-    if processes < 1 or (engine == "one" and processes > 1):
-        raise ValueError(f"expected one process for engine 'one' and one or more for others, got {processes}: use ddp")
+    check_engine(engine, processes)
     zero = int(engine[4]) if engine.startswith("zero") else 0
     offload = engine.endswith("offload")
     size = trained.bytes_a_value

@@ -17,7 +17,7 @@ from .config import refuse_unknown
 
 __all__ = ["STRICT", "Part", "Ramp", "Recursion", "RecursiveRamp", "expected_resets"]
 
-STRICT = ConfigDict(extra="forbid")
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class Part:
