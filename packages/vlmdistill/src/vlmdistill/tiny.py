@@ -13,15 +13,7 @@ from vlmdistill.vlm import Vlm, wrap
 
 __all__ = ["tiny"]
 
-_SPECIAL = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
+_SPECIAL = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 _SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 _TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{% for part in message.content %}"
@@ -93,19 +85,16 @@ def tiny(family: Literal["qwen2_5_vl", "qwen3_vl"] = "qwen2_5_vl", *, seed: int 
 
 
 def _tokenizer(template: str) -> Any:
-    """One token a byte, and the special ones."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    """Qwen's tokenizer without merges: one token a byte, and the special ones."""
+    from transformers import Qwen2Tokenizer
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = Tokenizer(models.BPE({byte: i for i, byte in enumerate(bytes_)}, []))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=raw,
-        additional_special_tokens=list(_SPECIAL[1:]),
+    letters = sorted(bytes_to_unicode().values())
+    return Qwen2Tokenizer(
+        vocab={letter: i for i, letter in enumerate(letters)},
+        merges=[],
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
+        extra_special_tokens=list(_SPECIAL),
         chat_template=template,
-        clean_up_tokenization_spaces=False,
     )
