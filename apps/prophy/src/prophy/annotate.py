@@ -49,6 +49,9 @@ def load_vlm(recipe: Recipe) -> Vlm:
             "expected a vision-language model to annotate with: --set targets.vlm=FOLDER (a Qwen2.5-VL or Qwen3-VL). "
             "The simulated world needs none: `prophy train` reads its exact fields"
         )
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     return load(t.vlm, device=t.vlm_device or recipe.device, fps=t.fps)
 
 

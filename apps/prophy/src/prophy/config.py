@@ -80,7 +80,7 @@ class Targets(Config):
     """Where the token targets come from."""
 
     source: Literal["auto", "fields", "vlm", "none"] = "auto"  # auto: the VLM if one is given, else the exact fields
-    vlm: str | None = None  # folder or hub id of a Qwen2.5-VL or Qwen3-VL
+    vlm: str | None = None  # folder of a Qwen2.5-VL or Qwen3-VL; its name goes into the cache
     vlm_device: str | None = None  # none: the recipe's device
     layers: tuple[int, ...] | None = None  # of the VLM whose attention is read; none: its middle third; our choice
     max_new_tokens: PositiveInt = 64  # of the description: our choice

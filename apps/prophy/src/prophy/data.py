@@ -168,11 +168,12 @@ def teacher_of(recipe: Recipe, *, always: bool = False) -> tuple[str, MapsKey | 
     source = t.source if t.source != "auto" else "vlm" if t.vlm else "fields"
     if source == "vlm":
         if not t.vlm:
-            raise ValueError("expected a model for targets.source=vlm: --set targets.vlm=FOLDER or hub id")
+            raise ValueError("expected a model for targets.source=vlm: --set targets.vlm=FOLDER")
         spec = {"layers": t.layers, "tokens": t.max_new_tokens, "fps": t.fps}
         spec |= {"frames": recipe.data.frames, "clip_fps": recipe.data.fps}
-        producer = f"{FORMAT}/{t.vlm}"
-        return f"vision-language model {t.vlm}", lambda content, categories: Cache.key(
+        name = Path(t.vlm).name  # where it lay is nobody's
+        producer = f"{FORMAT}/{name}"
+        return f"vision-language model {name}", lambda content, categories: Cache.key(
             content.encode(), spec=spec | {"categories": list(categories)}, producer=producer
         )
     if recipe.data.source != "world":
