@@ -55,9 +55,24 @@ def test_the_operators_and_a_bank_compile_to_one_graph_with_equal_gradients():
     run("""
     grid = pf.Grid((TIMES[:4], 1.0, 0.5), boundary=("one_sided", "periodic", "one_sided"))
     u, T = torch.randn(2, 2, 4, 5, 6), torch.randn(2, 1, 4, 5, 6)
-    for operator in (pf.gradient, pf.divergence, pf.curl, pf.laplacian, pf.strain_rate, pf.hessian):
+    of_one = [pf.gradient, pf.divergence, pf.curl, pf.spin, pf.jacobian, pf.laplacian, pf.vector_laplacian]
+    of_one += [pf.strain_rate, pf.hessian, pf.time_derivative, pf.cumulative_integral]
+    for operator in of_one:
         compare(lambda a: operator(a, grid), u)
+    compare(lambda a: pf.tensor_divergence(a, grid), torch.cat([u, u[:, :1].square()], dim=1))
+    compare(lambda a: pf.partial(a, {"t": 1, "y": 1, "x": 2}, grid), u)
+    compare(lambda a: pf.time_derivative(a, grid, n=2) + pf.face_difference(a, "y", grid), u)
+    compare(lambda a: pf.time_derivative(a, grid, at="half") - pf.face_mean(a, "t", grid), u)
+    compare(lambda a, b: pf.box_residual(a, b, grid), u, u + 1)
+    compare(lambda a: pf.halo(a, 1, grid), u)
     compare(lambda a, b: pf.material_derivative(a, b, grid), T, u)
+    even = pf.Grid((0.5, 1.0, 0.5), boundary=("one_sided", "periodic", "one_sided"))
+    for form in ("convective", "conservative", "skew", "upwind"):
+        compare(lambda a, b: pf.advection(a, b, even, form=form), T, u)
+    wide = torch.randn(1, 1, 4, 6, 7)
+    compare(lambda a: pf.biharmonic(a, grid), wide)
+    walls = pf.Grid(boundary=("one_sided", "reflect", "periodic"))
+    compare(lambda a: pf.solve_poisson(a, walls), wide)
 
     def bundle(a, b, stacked):
         bank = pf.Derivatives({"T": a, "u": b}, grid, stacked=stacked)
@@ -133,6 +148,22 @@ def test_inductor_gives_the_eager_values_and_gradients():
     terms = ((0, 0, "y", 1, 1.0), (0, 1, "x", 1, 1.0), (1, 0, "y", 2, 0.5), (1, 0, "t", 1, 1.0))
     grid, f = pf.Grid((TIMES[:4], 1.0, 2.0)), torch.randn(2, 2, 4, 6, 9)
     compare(lambda a: combine(a, terms, grid, 2), f, backend="inductor")
+    walls = pf.Grid((0.5, 1.0, 2.0), boundary=("one_sided", "reflect", "periodic"), order=4)
+    compare(lambda a: combine(a, terms, walls, 2), torch.randn(2, 2, 7, 8, 9), backend="inductor")
+    """)
+
+
+def test_nan_stays_within_the_reach_when_compiled():
+    run("""
+    for boundary in ("one_sided", "periodic", "replicate", "zero"):
+        grid = pf.Grid(boundary=boundary, order=2)
+        for axis, m in (("t", 1), ("y", 2)):
+            torch._dynamo.reset()
+            compiled = torch.compile(lambda a: derivative(a, axis, m, grid), fullgraph=True, backend="aot_eager")
+            for hole in (0, 1, 4, 8):
+                f = torch.zeros(1, 1, 9, 9, 4)
+                f.select(grid.dim(axis), hole).fill_(torch.nan)
+                assert torch.equal(compiled(f).isnan(), derivative(f, axis, m, grid).isnan())
     """)
 
 

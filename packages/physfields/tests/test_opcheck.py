@@ -36,7 +36,7 @@ def sizes_of(boundary, order):
 
 
 CASES = [pf.Grid((0.5, 1.0, 2.0), boundary=boundary) for boundary in BOUNDARIES]
-CASES += [pf.Grid(order=6), pf.Grid(path="blocks"), pf.Grid(path="cat"), pf.Grid((UNEVEN[:6], 1.0, 2.0), order=4)]
+CASES += [pf.Grid(path="blocks"), pf.Grid((UNEVEN[:6], 1.0, 2.0), order=4)]
 
 
 def engine(case: int, back: bool):

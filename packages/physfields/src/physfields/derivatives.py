@@ -13,6 +13,7 @@ kernels, some of them for nothing. That is the default on a GPU, where a kernel'
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from operator import index
 
 import torch
 from torch import Tensor
@@ -168,7 +169,7 @@ class FieldDerivatives:
         return self._stack is not None or any((axis, 1) in self._kept for axis in self.grid.space)
 
     def _combined(self, terms: list) -> Tensor:
-        components = self.value.shape[1] if isinstance(terms[0][0], range) else 1
+        components = index(self.value.shape[1]) if isinstance(terms[0][0], range) else 1
         with torch.autocast(self.value.device.type, enabled=False):
             return combine(self.value, tuple(terms), self.grid, components)
 

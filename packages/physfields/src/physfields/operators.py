@@ -11,6 +11,7 @@ NaN stays within the stencil's reach: to hide invalid cells, replace them before
 
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
+from operator import index
 
 import torch
 from jaxtyping import Float
@@ -70,7 +71,7 @@ def gradient(
 ) -> Float[Tensor, "b c a *grid"]:
     """D_a f for each axis a (all of space by default), stacked behind the components: (b, c, a, t, *space)."""
     along = grid.space if axes is None else tuple(axes)
-    c, n = f.shape[1], len(along)
+    c, n = index(f.shape[1]), len(along)  # a tracer's size may be symbolic; the terms are not
     terms = tuple((range(k, n * c, n), range(c), axis, 1, 1.0) for k, axis in enumerate(along))
     return combine(f, terms, grid, n * c).unflatten(1, (c, n))
 
@@ -124,7 +125,7 @@ def laplacian(f: Float[Tensor, "b c *grid"], /, grid: Grid) -> Float[Tensor, "b 
     >>> laplacian((y**2 - 3 * x**2)[None, None, None], Grid()).unique()
     tensor([-4.])
     """
-    c = f.shape[1]
+    c = index(f.shape[1])
     return combine(f, tuple((range(c), range(c), axis, 2, 1.0) for axis in grid.space), grid, c)
 
 

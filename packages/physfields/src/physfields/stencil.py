@@ -266,7 +266,7 @@ def combine(f: Float[Tensor, "..."], terms: tuple[Term, ...], grid: Grid, compon
     """
     sizes = _sizes(f, grid)
     _check(grid, sizes, terms)
-    return _run(f, grid, sizes, terms, (index(f.shape[-len(sizes) - 1]), index(components)))
+    return _run(f, grid, sizes, terms, (index(f.shape[-len(sizes) - 1]), components))
 
 
 def derivative(f: Float[Tensor, "*axes"], axis: str, m: int, grid: Grid) -> Float[Tensor, "*axes"]:
