@@ -16,7 +16,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -25,26 +25,10 @@ from torch import Tensor, nn
 
 from . import weights
 from .guards import TrainingWarning
-from .stage import Optim, Progress
+from .stage import Loss, Optim, Progress
+from .wrapped import Steps
 
-__all__ = ["Engine", "Replicated", "Steps", "launched"]
-
-Loss = Callable[[dict[str, Any], Progress], Mapping[str, Tensor]]
-
-
-class Steps(nn.Module):
-    """A stage's loss as the forward of one module whose children are the trained groups: what DDP and ZeRO wrap."""
-
-    def __init__(self, trained: Mapping[str, nn.Module], loss: Loss, *, bf16: bool = False) -> None:
-        super().__init__()
-        self.groups = nn.ModuleList(trained.values())
-        self.loss, self.bf16 = loss, bf16
-
-    def forward(self, batch: dict[str, Any], progress: Progress) -> dict[str, Tensor]:
-        """Return the terms of the loss, computed under autocast where bf16 was asked for."""
-        device = next(self.groups.parameters()).device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.bf16):
-            return dict(self.loss(batch, progress))
+__all__ = ["Engine", "Replicated", "launched"]
 
 
 class Engine:

@@ -24,8 +24,9 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, OffloadPoli
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from . import weights
-from .engine import Loss, Replicated, Steps, whole_modules
-from .stage import Optim, Progress
+from .engine import Replicated, whole_modules
+from .stage import Loss, Optim, Progress
+from .wrapped import Together
 
 __all__ = ["Sharded"]
 
@@ -83,7 +84,7 @@ class Sharded(Replicated):
                 f"expected fsdp_transformer_layer_cls_to_wrap out of the classes in the trained groups "
                 f"({', '.join(sorted(names))}), got {', '.join(strangers)}"
             )
-        self.wrapped: Any = _Steps(trained, loss, bf16=self.bf16)
+        self.wrapped: Any = Together(trained, loss, bf16=self.bf16)
         for found in reversed(self.found):  # children before their parents
             if type(found.module).__name__ in self.blocks:
                 fully_shard(found.module, **self.settings)
@@ -103,8 +104,8 @@ class Sharded(Replicated):
         """Return the terms of the loss; gradients travel with the last batch of a step alone."""
         self.last = last
         self.wrapped.set_requires_gradient_sync(last)
-        terms, used = self.wrapped(batch, progress)
-        self.used += torch.tensor(used, device=self.used.device)
+        terms = self.wrapped(batch, progress)
+        self.used += torch.tensor(self.wrapped.used, device=self.used.device)
         return terms
 
     def gradient(self, term: Tensor, group: str) -> list[Tensor]:
@@ -115,7 +116,7 @@ class Sharded(Replicated):
                 "leave it out, or train under DDP or ZeRO-2"
             )
         wanted = set(self.trained[group].parameters())
-        inputs = [now for now, p in zip(self.wrapped.gathered, self._parameters(), strict=True) if p in wanted]
+        inputs = [now for now, p in zip(self.wrapped.every, self._parameters(), strict=True) if p in wanted]
         self.wrapped.set_requires_gradient_sync(False)
         found = torch.autograd.grad(term, inputs, retain_graph=True, allow_unused=True, materialize_grads=True)
         self.wrapped.set_requires_gradient_sync(self.last)
@@ -186,38 +187,6 @@ class Sharded(Replicated):
 
     def _number(self, norm: Tensor) -> float:
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-
-
-class _Steps(Steps):
-    """Lets every parameter take part, for gradients are exchanged by position: what a process did not use (an expert
-    that no sample of its batch selected) adds the sum of none of its elements. Returns beside the terms what it used.
-    """
-
-    def forward(self, batch: dict[str, Any], progress: Progress) -> Any:
-        """Return the terms of the loss, and for each parameter whether they depend on it."""
-        terms = super().forward(batch, progress)
-        reached = set(_leaves(terms.values()))
-        self.gathered = every = list(self.groups.parameters())
-        used = [float(p in reached or isinstance(p, DTensor)) for p in every]  # blocks of their own are called by all
-        idle = [p.reshape(-1)[:0].sum() for p, found in zip(every, used, strict=True) if not found]
-        first = next((name for name, term in terms.items() if not name.startswith("log/")), None)
-        if idle and first is not None:
-            terms[first] = terms[first] + torch.stack(idle).sum()
-        return terms, used
-
-
-def _leaves(terms: Any) -> Iterator[Tensor]:
-    """The parameters that terms depend on."""
-    todo = [term.grad_fn for term in terms if term.grad_fn is not None]
-    seen = set(todo)
-    while todo:
-        node = todo.pop()
-        if (leaf := getattr(node, "variable", None)) is not None:
-            yield leaf
-        for child, _ in node.next_functions:
-            if child is not None and child not in seen:
-                seen.add(child)
-                todo.append(child)
 
 
 class _Found:

@@ -22,23 +22,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from . import weights
-from .engine import Loss, Replicated, Steps, whole_modules
-from .stage import Optim, Progress
+from .engine import Replicated, whole_modules
+from .stage import Loss, Optim, Progress
+from .wrapped import Alike, Steps
 
 __all__ = ["Zero"]
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-class _Steps(Steps):
-    """Keeps the terms as the loss made them, beside those that DeepSpeed gets."""
-
-    made: dict[str, Tensor]
-
-    def forward(self, batch: dict[str, Any], progress: Progress) -> dict[str, Tensor]:
-        """Return the terms of the loss."""
-        self.made = super().forward(batch, progress)
-        return {name: term.view_as(term) for name, term in self.made.items()}
 
 
 class Zero(Replicated):
@@ -99,7 +89,7 @@ class Zero(Replicated):
             entry["base_lr"] = optim.lr
         whole = {key: p.detach().clone() for key, p in weights.parameters(trained).items()} if self.bf16 else {}
         buffers = [(module, dict(module._buffers)) for group in trained.values() for module in group.modules()]
-        self.steps = _Steps(trained, loss, bf16=self.bf16)
+        self.steps: Any = (Steps if self.stage == 3 else Alike)(trained, loss, bf16=self.bf16)
         made: Any = self.deepspeed.initialize(
             model=self.steps, optimizer=optimizer, config=config, dist_init_required=False
         )
