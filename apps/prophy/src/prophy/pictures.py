@@ -100,6 +100,8 @@ def _rows(
     for axis, frame, name in zip(axes[0], frames, columns, strict=True):
         axis.imshow(frame)
         axis.set_title(name, fontsize=8)
+    # The bar of the frames is not seen: it takes the room that the other rows' bars take.
+    figure.colorbar(axes[0][0].images[0], ax=list(axes[0]), fraction=0.05, pad=0.01).ax.set_visible(False)
     axes[0][0].set_ylabel("video", rotation=0, ha="right", va="center", fontsize=8)
     for line, (name, field) in zip(axes[1:], rows.items(), strict=True):
         low, high = min(0.0, float(field.min())), float(field.max())
