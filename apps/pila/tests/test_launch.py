@@ -153,9 +153,9 @@ def test_accelerate_launch_trains_the_tiny_recipe_under_zero_2_with_offload(smal
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(lines) == 1  # one process speaks
     assert json.loads(lines[0])["steps"] == 2
-    assert done.stderr.count("next: ") == 1
-    assert "DeepSpeed ZeRO-2" in done.stderr  # the table of the stage names the engine
-    assert "x 2 processes = 4" in done.stderr
+    said = " ".join(done.stderr.split())  # a narrow table breaks its title
+    assert said.count("next: ") == 1
+    assert "x 2 processes (DeepSpeed ZeRO-2) = 4" in said
     assert len(list((tmp_path / "cache").glob("skipped.json"))) == 1
     assert bundle.load(out / "bundle").kind == "pila"
 
