@@ -19,7 +19,6 @@ The work is kept apart by kind: operations of matrix products and convolutions b
 the bytes that all other kernels read and write, each as if it ran alone (nothing is fused).
 """
 
-import gc
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -34,8 +33,10 @@ from torch.utils.flop_counter import flop_registry
 
 __all__ = ["SMALL", "DryRun", "DryTensor", "Work"]
 
+META = torch.device("meta")
 SMALL = 8192
 """Tensors of up to this many values have them: enough for labels, routing weights, noise levels, a generator."""
+MASKS = (torch.bool, torch.uint8)
 BLOCK = 512
 """Bytes that the CUDA allocator rounds up to."""
 
@@ -161,7 +162,6 @@ class DryRun(TorchDispatchMode):
                 with torch._C._DisableTorchDispatch():  # pyright: ignore
                     gradient = self._wrap(_shape_of(p), None, None)
                 p.grad = gradient
-        gc.collect()
         before, self.peak, self.traffic = self.live, self.live, 0
         self.flops.clear()
         terms = loss()
@@ -178,19 +178,20 @@ class DryRun(TorchDispatchMode):
         given = [self._dry(a) if isinstance(a, Tensor) else a for a in flat]
         inputs = [a for a in given if isinstance(a, DryTensor)]
         known = all(a.value is not None for a in inputs)
-        if func in _ASKS_VALUES or (func is aten.index.Tensor and _by_mask(given)):
+        if func in _ASKS_VALUES or (func is aten.index.Tensor and any(a.dtype in MASKS for a in inputs[1:])):
             values = [a.known(str(func)) if isinstance(a, DryTensor) else a for a in given]
             out = _call(func, values, spec)
             return tree_map_only(Tensor, lambda t: self._wrap(_shape_of(t), t, None), out)
         shapes = [a.shape_of if isinstance(a, DryTensor) else a for a in given]
-        out = _call(func, [_on_meta(a) for a in shapes], spec)
+        placed = [META if isinstance(a, torch.device) else a for a in shapes]
+        out = _call(func, [None if isinstance(a, torch.Generator) else a for a in placed], spec)
         leaves, outer = tree_flatten(out)
         tensors = [t for t in leaves if isinstance(t, Tensor)]
         self._work(func, shapes, spec, out, tensors)
         values: list[Any] = [None] * len(leaves)
         if known and all(t.numel() <= SMALL for t in tensors):
             values = tree_flatten(_call(func, [a.value if isinstance(a, DryTensor) else a for a in given], spec))[0]
-        owners = {_storage(a.shape_of): a for a in inputs}
+        owners = {a.shape_of.untyped_storage()._cdata: a for a in inputs}
         same = {id(a.shape_of): a for a in inputs}
         wrapped: list[Any] = []
         for leaf, value in zip(leaves, values, strict=True):
@@ -211,7 +212,7 @@ class DryRun(TorchDispatchMode):
 
     def _own(self, shape_of: Tensor, value: Any, owners: dict[int, DryTensor]) -> DryTensor:
         """Wrap an output: a view belongs to the storage of what it looks at, anything else takes new memory."""
-        owner = owners.get(_storage(shape_of))
+        owner = owners.get(shape_of.untyped_storage()._cdata)
         if owner is not None:
             return self._wrap(shape_of, value, owner.held)
         size = -(-shape_of.untyped_storage().nbytes() // BLOCK) * BLOCK
@@ -243,11 +244,13 @@ class DryRun(TorchDispatchMode):
             kind = f"{dtype} convolution" if "convolution" in str(func) else dtype
             self.flops[kind] += int(formula(*args, **kwargs, out_val=out))
             return
-        storages = {_storage(t) for t in read}
-        if func.is_view or (read and not func._schema.is_mutable and all(_storage(t) in storages for t in tensors)):
+        if func.is_view:
             return
-        touched = {(_storage(t), t.shape): t.numel() * t.element_size() for t in (*read, *tensors)}
-        self.traffic += sum(touched.values())
+        touched = {(t.untyped_storage()._cdata, t.shape): t.numel() * t.element_size() for t in (*read, *tensors)}
+        storages = {t.untyped_storage()._cdata for t in read}
+        looks = read and not func._schema.is_mutable
+        if not (looks and all(t.untyped_storage()._cdata in storages for t in tensors)):
+            self.traffic += sum(touched.values())
 
 
 def _call(func: Any, flat: list[Any], spec: Any) -> Any:
@@ -255,20 +258,5 @@ def _call(func: Any, flat: list[Any], spec: Any) -> Any:
     return func(*args, **kwargs)
 
 
-def _on_meta(value: Any) -> Any:
-    """Devices become meta; a generator has nothing to draw there."""
-    if isinstance(value, torch.device):
-        return torch.device("meta")
-    return None if isinstance(value, torch.Generator) else value
-
-
-def _by_mask(given: list[Any]) -> bool:
-    return any(isinstance(a, Tensor) and a.dtype in (torch.bool, torch.uint8) for a in given[1:])
-
-
 def _shape_of(tensor: Tensor) -> Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
