@@ -27,7 +27,7 @@ from backbones.blocks import BlockStack, Tokens, blocks_of
 from phantom.branch import Branch, Joint
 from phantom.config import Recipe
 from phantom.force import Injector, Point, Wind
-from phantom.latent import Basis, PhysicsLatent, source_of
+from phantom.latent import Basis, PhysicsLatent, cells_of, source_of
 
 __all__ = ["PhantomAdapter", "encoder_of"]
 
@@ -120,6 +120,11 @@ class PhantomAdapter(nn.Module):
             )
         p = self.recipe.physics
         return PhysicsLatent(self.encoder, self.basis, p.size, p.pool)
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        """(height, width) of z."""
+        return self.latent.grid() if self.encoder is not None else cells_of(self.recipe.physics)
 
     def times_s(self, latents: int) -> Float[Tensor, " t"]:
         """The latent times of the video in seconds."""
@@ -233,13 +238,17 @@ class PhantomAdapter(nn.Module):
         return self._seen(walk)
 
     def _start(self, call: Call, grid: tuple[int, int, int]) -> Walk:
-        shape = (self.recipe.physics.channels, grid[0], *self._cells())
+        shape = (self.recipe.physics.channels, grid[0], *self.cells)
         noise = torch.stack([_noise(clip, shape) for clip in call.x_s]).to(call.x_s.device)
         scheduler = copy.deepcopy(call.pipe.scheduler) if call.pipe is not None else None
         observed = call.physics.get("observed")
         prefix = _prefix(call)
         if observed is None and prefix:
-            observed = self._encode(call.x_s[:, :, :prefix])
+            seen = call.x_s[:, :, :prefix]
+            if self.recipe.physics.kind == "noise":  # the control: what is observed says nothing either
+                observed = torch.stack([_noise(clip, (shape[0], prefix, *shape[2:])) for clip in seen]).to(seen.device)
+            else:
+                observed = self._encode(seen)
         if observed is not None and observed.shape[2] != prefix:
             raise ValueError(
                 f"expected an observed physics latent as long as the clean prefix ({prefix} latents), got"
@@ -274,12 +283,6 @@ class PhantomAdapter(nn.Module):
         latent = self.latent
         with torch.no_grad():
             return latent(self.backbone.decode(prefix).clamp(-1, 1))
-
-    def _cells(self) -> tuple[int, int]:
-        if self.encoder is not None:
-            return self.latent.grid()
-        h, w = self.recipe.physics.size or (4, 4)
-        return h, w
 
 
 def encoder_of(recipe: Recipe) -> Any:

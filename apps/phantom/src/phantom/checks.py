@@ -16,6 +16,7 @@ from backbones import WanBackbone, attach, sample
 from phantom.config import Recipe
 from phantom.data import frames_of
 from phantom.latent import Basis, PhysicsLatent
+from phantom.plan import artefacts
 from phantom.train import fresh
 from trainers import RecursiveRamp, check, expected_resets, read_records, video
 from trainers.check import Finding
@@ -56,10 +57,7 @@ def look(recipe: Recipe, backbone: WanBackbone, encoder: Any, cache: Path, run: 
         found += check.round_trip(encode, decode, frames, mean=latent.mean, std=latent.std)
         found.append(_physics(recipe, encoder, frames, shape[1]))
     found += [_identity(recipe, backbone, encoder), resets(recipe, run)]
-    return [
-        *found,
-        check.disk(cache, count * 4 * (int(np.prod(shape)) + backbone.spec.text_length * backbone.spec.text_dim)),
-    ]
+    return [*found, check.disk(cache, sum(a.bytes_each * a.items for a in artefacts(recipe, backbone, count)))]
 
 
 def resets(recipe: Recipe, run: Path | None) -> Finding:

@@ -1,4 +1,4 @@
-"""The command line: check, plan, cache, train, generate, evaluate, export, time.
+"""The command line: check, plan, cache, train, generate, continue, evaluate, export, time.
 
 Every command takes `--config RECIPE.yaml` (or the name of a shipped recipe; none: `tiny`) and `--set a.b=c`. What a
 user got wrong is one red line and exit code 1 (2 for a wrong command line, 130 for Ctrl-C), never a traceback. Results
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from backbones import WanBackbone
     from phantom.adapter import PhantomAdapter
     from phantom.config import Recipe
+    from phantom.evaluate import Pushes
 
 __all__ = ["app"]
 
@@ -247,6 +248,36 @@ def generate(
         print(path)
 
 
+@app.command("continue")
+@friendly
+def continue_(
+    folder: Annotated[Path, typer.Argument(help="videos (their last frames are observed) or pictures")],
+    out: Annotated[Path, typer.Option("--out", help="folder of the futures; what they were made with lies beside it")],
+    config: Config = None,
+    set_: Set = None,
+    bundle: Bundled = None,
+    base: Annotated[bool, typer.Option("--base", help="the frozen model alone, to compare with")] = False,
+    observed: Annotated[int, typer.Option("--observed", min=1, help="frames given, 4m + 1")] = 1,
+    seconds: Annotated[float | None, typer.Option("--seconds", help="length of a future (none: as trained)")] = None,
+    prompts: Annotated[Path | None, typer.Option("--prompts", help="CSV (none: NAME.txt beside each)")] = None,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Make the future of every video or picture of a folder, as Physics-IQ's official script takes them (--seconds 5,
+    --prompts descriptions.csv).
+    """
+    from phantom.continuation import beginnings, lengthened, make
+
+    found, skipped = beginnings(folder, prompts)
+    backbone, adapter = _load_trained(config, set_, bundle)
+    recipe, kept = lengthened(adapter.recipe, observed=observed, seconds=seconds)
+    about: dict[str, Any] = {"out": out, "observed": observed, "kept": kept, "seed": seed, "quiet": quiet}
+    written, unread = make(backbone, None if base else adapter, recipe, found, **about)
+    _left_out([*skipped, *unread])
+    summary = {"out": str(out), "videos": len(written), "left_out": len(skipped) + len(unread), "frames": kept}
+    print(json.dumps(summary | {"fps": recipe.data.fps}))
+
+
 @app.command()
 @friendly
 def evaluate(
@@ -257,20 +288,31 @@ def evaluate(
     split: Annotated[str, typer.Option("--split", help="val, test or ood")] = "test",
     seed: Annotated[int, typer.Option("--seed")] = 0,
     observed: Annotated[int, typer.Option("--observed", min=0, help="true frames given, 4m + 1 (0: none)")] = 0,
+    forces: Annotated[bool, typer.Option("--forces", help="push balls instead: direction and speed")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="JSON to write, clip by clip")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Measure base and bundles on held-out captions of the simulated world: passes, scores, paired differences."""
+    """Measure base and bundles on held-out captions of the simulated world: passes, scores, paired differences; or
+    (--forces) how thrown balls follow their pushes.
+    """
     from phantom.config import kind_of
-    from phantom.evaluate import compare
+    from phantom.evaluate import compare, push
     from phantom.evaluate import evaluate as run
-    from phantom.generate import load_adapter
+    from phantom.generate import load_adapter, recipe_of
 
     backbone, adapter = _load_trained(config, set_, bundle[0] if bundle else None)
     recipe = adapter.recipe
     adapters = {kind_of(recipe): adapter}
     if bundle and len(bundle) > 1:
-        adapters = {str(folder): load_adapter(folder, backbone) for folder in bundle}
+        adapters = {str(f): load_adapter(f, backbone, recipe=recipe_of(f, set_ or [])) for f in bundle}
+    if forces:
+        if observed:
+            raise ValueError("expected --forces or --observed, got both: a push begins at its one true first frame")
+        pushes = push(backbone, adapters, recipe, clips=clips, split=split, seed=seed, quiet=quiet)
+        _show_pushes(pushes, list(adapters))
+        if out is not None:
+            print(pushes.save(out))
+        return
     result = run(backbone, adapters, recipe, clips=clips, split=split, seed=seed, observed=observed, quiet=quiet)
     given = f", {observed} observed frames" if observed else ""
     for name in adapters:
@@ -278,13 +320,14 @@ def evaluate(
         table = Table("mechanism", "pass base", "pass", "score base", "score", "difference [95 %]", title=title)
         for mechanism, d in compare([result], [name]).items():
             figures = [_mean(part[w], mechanism) for part in (result.passed, result.scores) for w in ("base", name)]
-            table.add_row(mechanism, *(f"{x:.3f}" for x in figures), f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]")
+            interval = "" if d.low is None or d.high is None else f" [{d.low:+.3f}, {d.high:+.3f}]"
+            table.add_row(mechanism, *(f"{x:.3f}" for x in figures), f"{d.mean:+.3f}{interval}")
         shown.print(table)
     shares = ", ".join(f"{name} {value:.3f}" for name, value in result.diversity.items())
     shown.print(f"diversity (mean distance between samples of one caption): {shares}")
     shown.print(
         "pass: share of clips within every gate of their law; score: 0 to 1, real clips near 1; the interval covers the"
-        " choice of clips alone"
+        " choice of clips alone and needs 8 of them"
     )
     if out is not None:
         print(result.save(out))
@@ -295,20 +338,18 @@ def evaluate(
 def export(
     run: Annotated[Path, typer.Argument(help="folder of a run (`phantom train --out`)")],
     out: Annotated[Path, typer.Option("--out", help="folder of the bundle")],
-    root: Cached = Path("runs/cache"),
 ) -> None:
     """Write the bundle of a run's newest checkpoint, load it back, and prove that it changes the backbone's output."""
     from backbones import attach, sample
-    from phantom.data import prepare
-    from phantom.train import fresh, newest, save_bundle
+    from phantom.train import fresh, newest, read_basis, save_bundle
 
     if not (run / "recipe.yaml").is_file():
         raise ValueError(f"expected the folder of a run with a recipe.yaml, got {run}")
     recipe, backbone, encoder = _load(str(run / "recipe.yaml"), None)
     weights = newest(run)
-    basis = prepare(recipe, backbone, encoder, root, quiet=True).data.basis
-    adapter = fresh(recipe, backbone, basis, encoder)
-    adapter.branch.load_state_dict(weights["branch"])
+    adapter = fresh(recipe, backbone, read_basis(run, recipe), encoder)
+    for name, part in weights.items():
+        adapter.groups()[name].load_state_dict(part)
     save_bundle(adapter, backbone, out)
     d = recipe.data
     two = functools.partial(
@@ -321,6 +362,22 @@ def export(
         raise ValueError(f"the exported bundle changes nothing (mean difference {changed}): train it first")
     print(json.dumps({"bundle": str(out), "mean_change": changed}))
     _next(f'`phantom generate "PROMPT" --bundle {out}`')
+
+
+def _show_pushes(pushes: "Pushes", names: list[str]) -> None:
+    title = f"{pushes.clips} thrown balls ({pushes.split}), from their true first frame, paired noise"
+    table = Table("", "whole balls", "permanence", "direction error", "speed rank", title=title)
+    for name, f in pushes.followed.items():
+        row = (f"{f.n} of {f.of}", f"{f.permanence:.2f}", f"{f.angle_error:.1f} deg", f"{f.speed_rank:+.2f}")
+        table.add_row(name, *row)
+    shown.print(table)
+    for name in names:
+        verdict = {True: "follows", False: "does not follow", None: "is not judged on"}[pushes.passes(name)]
+        shown.print(f"{name} {verdict} its pushes")
+    shown.print(
+        "follows: nearer in direction and in rank of speed than the base, which is told no push, and than under the"
+        " pushes of other clips; judged where the base keeps its ball (permanence >= .80)"
+    )
 
 
 def _mean(part: dict[str, list[Any]], mechanism: str) -> float:

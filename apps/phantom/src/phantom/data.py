@@ -9,7 +9,7 @@ A clip that cannot be used is listed and left out; the rest goes on.
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from backbones import WanBackbone
 from phantom.config import Recipe
 from phantom.fields import field_features
 from phantom.force import Point, Wind, tensor
-from phantom.latent import Basis, PhysicsLatent, source_of
+from phantom.latent import Basis, PhysicsLatent, cells_of, source_of
 from phantom.pushed import pushed_items
 from trainers import ClipSpec, Filters, cache_job, read_records
 from trainers.cache import Cache, Producer, Source
@@ -38,10 +38,10 @@ __all__ = [
     "fit_basis",
     "frames_of",
     "held_out",
-    "open_clips",
     "prepare",
     "producers",
     "world_item",
+    "world_scale",
 ]
 
 SCHEMA = 1
@@ -79,11 +79,17 @@ class Clips:
     forces: "Sequence[Point | Wind | None] | None" = None
 
     def __init__(
-        self, cache: Cache, keys: Sequence[tuple[str, str]], recipe: Recipe, backbone: WanBackbone, basis: Basis
+        self,
+        cache: Cache,
+        keys: Sequence[tuple[str, str]],
+        recipe: Recipe,
+        basis: Basis,
+        *,
+        made: Mapping[str, Producer],
+        text_length: int,
     ) -> None:
         self.cache, self.keys, self.recipe, self.basis = cache, list(keys), recipe, basis
-        self.made = producers(recipe, backbone)
-        self.length = backbone.spec.text_length
+        self.made, self.length = made, text_length
         about = [self.keys, [p.digest for p in self.made.values()], basis.components.sum().item()]
         self.digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
@@ -100,11 +106,12 @@ class Clips:
         if self.forces is not None and (force := self.forces[index]) is not None:
             d = self.recipe.data
             item["force"] = tensor(force, d.frames, d.height, d.width)
-        whole, begun = (self.cache.get(seen, name, self.made[name]) for name in ("physics", "physics_observed"))
         if self.recipe.physics.kind == "noise":
-            z = noise_of(seen, (self.recipe.physics.channels, *whole.shape[:3]))
-            observed = torch.cat([z[:, :p] for p in range(1, self.recipe.condition.most_latents + 1)], 1)
+            p = self.recipe.physics
+            z = noise_of(seen, (p.channels, item["latent"].shape[1], *cells_of(p)))
+            observed = torch.cat([z[:, :n] for n in range(1, self.recipe.condition.most_latents + 1)], 1)
             return item | {"z": z, "observed": observed}
+        whole, begun = (self.cache.get(seen, name, self.made[name]) for name in ("physics", "physics_observed"))
         z, observed = (self.basis(features.float()).permute(3, 0, 1, 2) for features in (whole, begun))
         return item | {"z": z, "observed": observed}
 
@@ -115,15 +122,21 @@ def noise_of(key: str, shape: tuple[int, ...]) -> Float[Tensor, "c t y x"]:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def producers(recipe: Recipe, backbone: WanBackbone) -> dict[str, Producer]:
-    """Name what makes each artefact: another backbone, encoder or setting makes another one beside it."""
+def producers(recipe: Recipe, backbone: WanBackbone, encoder: Any) -> dict[str, Producer]:
+    """Name what makes each artefact: another backbone, encoder (by its weights) or setting makes another one beside
+    it.
+    """
     p, most = recipe.physics, recipe.condition.most_latents
     vae = Producer(backbone.id, backbone.digest, dtype="float32", schema=SCHEMA, shape="_ t _ _")
     text = Producer(f"{backbone.id}/text", backbone.text_digest, dtype="float32", schema=SCHEMA, shape="_ _")
+    if p.kind == "noise":
+        return {"latent": vae, "text": text}
     settings: dict[str, Any] = {"size": list(p.size) if p.size else None, "pool": p.pool}
-    model = "physworld fields" if p.kind == "fields" else f"vjepa2 {p.encoder}"
-    physics = Producer(model, dtype="float16", schema=SCHEMA, shape="t _ _ _", settings=settings)
-    begun = Producer(model, dtype="float16", schema=SCHEMA, shape="_ _ _ _", settings=settings | {"most": most})
+    model = ("physworld fields", "")
+    if p.kind == "vjepa2":
+        model = ("vjepa2", bytes(source_of(encoder).tolist()).hex())
+    physics = Producer(*model, dtype="float16", schema=SCHEMA, shape="t _ _ _", settings=settings)
+    begun = Producer(*model, dtype="float16", schema=SCHEMA, shape="_ _ _ _", settings=settings | {"most": most})
     return {"latent": vae, "text": text, "physics": physics, "physics_observed": begun}
 
 
@@ -150,11 +163,11 @@ def prepare(
             f"expected condition.most_latents below the {latents} latents of {d.frames} frames, got"
             f" {recipe.condition.most_latents}: something must be left to predict"
         )
-    made, skipped, engine = producers(recipe, backbone), [], engine or Engine()
+    made, skipped, engine = producers(recipe, backbone, encoder), [], engine or Engine()
     place: dict[str, Any] = {"rank": engine.rank, "world": engine.world_size, "quiet": quiet or not engine.main}
     pairs = list(pushed_items(recipe, skipped)) if pushed else [(item, None) for item in _items(recipe, skipped)]
     items, forces = [item for item, _ in pairs], {item.id: force for item, force in pairs}
-    seen = {name: made[name] for name in ("latent", "physics", "physics_observed")}
+    seen = {name: producer for name, producer in made.items() if name != "text"}
     report = cache_job.make(
         root, items, partial(_encoder, recipe, backbone, encoder), seen, batch=d.encode_batch, stale="add", **place
     )
@@ -170,7 +183,9 @@ def prepare(
     store, lost = Cache(root), {s.path for s in skipped}
     kept = [item for item in items if item.id not in lost]
     keys = [(Source.of(i.media, spec=i.spec).key, Source.of(captions[i.id].encode()).key) for i in kept]
-    data = open_clips(recipe, backbone, encoder, store, keys, basis)
+    if basis is None:
+        basis = fit_basis(recipe, store, [seen for seen, _ in keys], made, encoder)
+    data = Clips(store, keys, recipe, basis, made=made, text_length=backbone.spec.text_length)
     if pushed:
         data.forces = [forces[i.id] for i in kept]
         if recipe.force.shuffled:
@@ -196,24 +211,14 @@ def held_out(
     return prepare(held, backbone, encoder, root, basis=basis, quiet=quiet, engine=engine).data
 
 
-def open_clips(
-    recipe: Recipe,
-    backbone: WanBackbone,
-    encoder: Any,
-    cache: Cache,
-    keys: Sequence[tuple[str, str]],
-    basis: Basis | None,
-) -> Clips:
-    """Open cached clips with a basis, fitted on some of them where none is given."""
-    if basis is None:
-        basis = fit_basis(recipe, cache, [seen for seen, _ in keys], producers(recipe, backbone)["physics"], encoder)
-    return Clips(cache, keys, recipe, backbone, basis)
-
-
-def fit_basis(recipe: Recipe, cache: Cache, keys: Sequence[str], made: Producer, encoder: Any) -> Basis:
-    """Fit standardisation and principal channels on cached features of clips spread over the data set."""
+def fit_basis(recipe: Recipe, cache: Cache, keys: Sequence[str], made: Mapping[str, Producer], encoder: Any) -> Basis:
+    """Fit standardisation and principal channels on cached features of clips spread over the data set; noise is its
+    own basis.
+    """
+    if recipe.physics.kind == "noise":
+        return Basis(recipe.physics.channels, recipe.physics.channels)
     chosen = keys[:: max(1, len(keys) // FIT_CLIPS)]
-    rows = (cache.get(key, "physics", made).float().flatten(0, 2) for key in chosen)
+    rows = (cache.get(key, "physics", made["physics"]).float().flatten(0, 2) for key in chosen)
     source = source_of(encoder) if encoder is not None else None
     return Basis.fit(rows, recipe.physics.channels, source=source)
 
@@ -236,21 +241,27 @@ def _items(recipe: Recipe, skipped: list[Skipped]) -> Iterator[cache_job.Item]:
             )
         yield from cache_job.clip_items(records, spec)
         return
-    if d.height != d.width or d.height % physworld.SIZE or d.frames != physworld.FRAMES:
-        raise ValueError(
-            f"expected {physworld.FRAMES} square frames of a multiple of {physworld.SIZE} px of the world, got"
-            f" {d.frames} of {d.height} x {d.width}; set data.frames, data.height and data.width"
-        )
+    world_scale(recipe)
     each, rest = divmod(d.clips, len(physworld.MECHANISMS))
     for index, mechanism in enumerate(physworld.MECHANISMS):
         for seed in range(each + (index < rest)):
             yield world_item(recipe, mechanism, seed)
 
 
+def world_scale(recipe: Recipe) -> int:
+    """Pixels of a recipe's videos in a pixel of the simulated world; ValueError for sizes that no world clip has."""
+    d = recipe.data
+    if d.height != d.width or d.height % physworld.SIZE or d.frames != physworld.FRAMES:
+        raise ValueError(
+            f"expected {physworld.FRAMES} square frames of a multiple of {physworld.SIZE} px of the simulated world,"
+            f" got {d.frames} of {d.height} x {d.width}; set data.frames, data.height and data.width"
+        )
+    return d.height // physworld.SIZE
+
+
 def world_item(recipe: Recipe, mechanism: str, seed: int) -> cache_job.Item:
     """One simulated clip to be cached, named by what makes it and drawn when its turn has come."""
-    d = recipe.data
-    scale = d.height // physworld.SIZE
+    d, scale = recipe.data, world_scale(recipe)
     return cache_job.Item(
         f"{d.split}-{mechanism}-{seed:06d}",
         json.dumps([_world_code(), mechanism, seed, d.split, scale]).encode(),
@@ -281,6 +292,8 @@ def _encoder(recipe: Recipe, backbone: WanBackbone, encoder: Any) -> cache_job.P
         frames = frames_of(np.stack([clip.frames for clip in clips])).to(recipe.device)
         latents = backbone.encode(frames).float().cpu()
         stride = backbone.spec.time.stride
+        if p.kind == "noise":
+            return [{"latent": latent} for latent in latents]
         whole = features(frames, clips, frames.shape[2]).half().cpu()
         begun = [features(frames, clips, stride * n + 1).half().cpu() for n in range(most)]
         parts = torch.cat(begun, 1)

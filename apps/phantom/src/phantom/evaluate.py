@@ -21,15 +21,22 @@ from torch import Tensor
 import physworld
 from backbones import WanBackbone
 from phantom.config import Recipe
+from phantom.data import frames_of, world_scale
+from phantom.force import tensor
 from phantom.generate import to_bytes
+from phantom.pushed import MECHANISM, Followed, followed, force_of
 from phantom.sample import sample
 from physworld import MECHANISMS, metrics
 from trainers import show
 
-__all__ = ["Difference", "Evaluation", "bootstrap", "compare", "evaluate"]
+__all__ = ["Difference", "Evaluation", "Pushes", "bootstrap", "compare", "evaluate", "push"]
 
 BATCH = 16
 RESAMPLES = 2000
+LEAST = 8
+"""Clips below which no difference has an interval: two that agree have one of no width (our choice)."""
+WHOLE = 0.8
+"""Permanence of the base's ball from which on pushes are judged, not only reported: our choice."""
 MOST_CLIPS = 1_000_000
 """Seeds of one mechanism's noise; with another `seed` no clip meets the same noise again."""
 DIVERSE = 4
@@ -38,11 +45,11 @@ DIVERSE = 4
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of paired differences and its 95 % bootstrap interval."""
+    """Mean of paired differences and its 95 % bootstrap interval (none where there are too few clips for one)."""
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True)
@@ -61,11 +68,81 @@ class Evaluation:
 
     def save(self, path: Path) -> Path:
         """Write as JSON, by rename."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        part.write_text(json.dumps(asdict(self)) + "\n")
-        part.replace(path)
-        return path
+        return _save(self, path)
+
+
+@dataclass(frozen=True)
+class Pushes:
+    """How the balls of `clips` clips followed their pushes: `base` (which is told none), each bundle, and each bundle
+    under the pushes of other clips (`NAME, others' pushes`), measured against the clips' own.
+    """
+
+    clips: int
+    split: str
+    seed: int
+    followed: dict[str, Followed]
+
+    @property
+    def judged(self) -> bool:
+        """Whether the base keeps its ball well enough for a verdict."""
+        return self.followed["base"].permanence >= WHOLE
+
+    def passes(self, name: str) -> bool | None:
+        """Whether a bundle's direction and speed are nearer to the push than the base's and than under others' pushes;
+        None where that is not judged.
+        """
+        if not self.judged:
+            return None
+        own, rest = self.followed[name], (self.followed["base"], self.followed[others(name)])
+        return all(own.angle_error < r.angle_error and own.speed_rank > r.speed_rank for r in rest)
+
+    def save(self, path: Path) -> Path:
+        """Write as JSON, by rename."""
+        return _save(self, path)
+
+
+def others(name: str) -> str:
+    """The row of a bundle's control."""
+    return f"{name}, others' pushes"
+
+
+def push(
+    backbone: WanBackbone,
+    adapters: Mapping[str, Any],
+    recipe: Recipe,
+    *,
+    clips: int,
+    split: str = "test",
+    seed: int = 0,
+    quiet: bool = False,
+) -> Pushes:
+    """Push thrown balls from their true first frame: the base, and each adapter under its own pushes and others'.
+
+    ValueError for an adapter that was not trained with point forces, or fewer than two clips.
+    """
+    if clips < 2:
+        raise ValueError(f"expected at least 2 clips (each is pushed as another one is, too), got {clips}")
+    truth = physworld.simulate_many(MECHANISM, range(clips), split=split, scale=world_scale(recipe))
+    own = [force_of(c.seed, split=split) for c in truth]
+    drawn = torch.stack([tensor(f, *c.video.shape[:3]) for f, c in zip(own, truth, strict=True)])
+    first = MOST_CLIPS * (len(MECHANISMS) * seed + MECHANISMS.index(MECHANISM))
+    rows: dict[str, tuple[Any, Tensor | None]] = {"base": (None, None)}
+    for name, adapter in adapters.items():
+        adapter.check_force(own[0])
+        rows |= {name: (adapter, drawn), others(name): (adapter, drawn.roll(1, 0))}
+    found: dict[str, Followed] = {}
+    for name in show.track(list(rows), "evaluate", quiet=quiet):
+        adapter, forces = rows[name]
+        films: list[np.ndarray] = []
+        for start in range(0, clips, BATCH):
+            part = truth[start : start + BATCH]
+            begun = frames_of(np.stack([c.video[:1] for c in part]))
+            given = None if forces is None else {"force": forces[start : start + BATCH]}
+            seeds = range(first + start, first + start + len(part))
+            made = sample(backbone, adapter, [c.caption for c in part], seeds, recipe, observed=begun, physics=given)
+            films += [to_bytes(film) for film in made]
+        found[name] = followed(films, own, [c.params["colour"] for c in truth])
+    return Pushes(clips, split, seed, found)
 
 
 def evaluate(
@@ -81,19 +158,19 @@ def evaluate(
     quiet: bool = False,
 ) -> Evaluation:
     """Measure `clips` captions a mechanism of the base and of each adapter; `observed` frames of the true clip are
-    given.
+    given. ValueError for a recipe whose videos are none of the simulated world.
     """
-    thresholds = metrics.Thresholds.load()
+    thresholds, scale = metrics.Thresholds.load(), world_scale(recipe)
     who: dict[str, Any] = {"base": None, **adapters}
     passed: dict[str, dict[str, list[bool]]] = {name: {} for name in who}
     scores: dict[str, dict[str, list[float]]] = {name: {} for name in who}
     spread: dict[str, list[float]] = {name: [] for name in who}
     for mechanism in show.track(list(mechanisms), "evaluate", quiet=quiet):
-        truth = physworld.simulate_many(mechanism, range(clips), split=split)
+        truth = physworld.simulate_many(mechanism, range(clips), split=split, scale=scale)
         captions = [c.caption for c in truth]
         begun = None
         if observed:
-            begun = torch.from_numpy(np.stack([c.video[:observed] for c in truth])).permute(0, 4, 1, 2, 3) / 127.5 - 1
+            begun = frames_of(np.stack([c.video[:observed] for c in truth]))
         first = MOST_CLIPS * (len(MECHANISMS) * seed + MECHANISMS.index(mechanism))
         for name, adapter in who.items():
             films: list[np.ndarray] = []
@@ -103,7 +180,7 @@ def evaluate(
                 given = None if begun is None else begun[start : start + BATCH]
                 made = sample(backbone, adapter, part, seeds, recipe, observed=given)
                 films += [to_bytes(film) for film in made]
-            measured = [metrics.measure(c, film, 1) for c, film in zip(captions, films, strict=True)]
+            measured = [metrics.measure(c, film, scale) for c, film in zip(captions, films, strict=True)]
             passed[name][mechanism] = [bool(thresholds.passes(mechanism, m)) for m in measured]
             scores[name][mechanism] = [float(thresholds.score(mechanism, m)) for m in measured]
             spread[name].append(_diversity(backbone, adapter, recipe, captions[:DIVERSE], first + clips))
@@ -139,11 +216,21 @@ def bootstrap(differences: Float[np.ndarray, "seeds n"], seed: int = 0) -> Diffe
     """
     rng = np.random.default_rng(seed)
     runs, clips = differences.shape
+    if clips < LEAST:
+        return Difference(float(differences.mean()), None, None)
     rows = rng.integers(0, runs, (RESAMPLES, runs))
     columns = rng.integers(0, clips, (RESAMPLES, clips))
     means = np.array([differences[r][:, c].mean() for r, c in zip(rows, columns, strict=True)])
     low, high = np.quantile(means, [0.025, 0.975])
     return Difference(float(differences.mean()), float(low), float(high))
+
+
+def _save(result: Any, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    part.write_text(json.dumps(asdict(result)) + "\n")
+    part.replace(path)
+    return path
 
 
 def _diversity(backbone: WanBackbone, adapter: Any, recipe: Recipe, captions: Sequence[str], first: int) -> float:

@@ -9,13 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 import physworld
-from phantom.latent import observed_latents
+from phantom.latent import FIELD_CELLS, observed_latents
 
-__all__ = ["field_features"]
+__all__ = ["FIELD_FEATURES", "field_features"]
 
-CELLS = 4
-"""Cells on a side, as many as the embedded encoder has: our choice."""
 STRIDE = 4
+FIELD_FEATURES = sum(components + 1 for components in physworld.SLOTS.values())
+"""Every component of every slot, and where the slot means something."""
 
 
 def field_features(clip: physworld.Clip | None, frames: int) -> Float[Tensor, "t y x d"]:
@@ -34,6 +34,7 @@ def field_features(clip: physworld.Clip | None, frames: int) -> Float[Tensor, "t
         layers += [values * valid, valid]
     stacked = np.concatenate(layers, -1)[:frames]
     t, h, w, d = stacked.shape
-    cells = stacked.reshape(t, CELLS, h // CELLS, CELLS, w // CELLS, d).mean((2, 4))
+    n = FIELD_CELLS
+    cells = stacked.reshape(t, n, h // n, n, w // n, d).mean((2, 4))
     of = [cells[:1].mean(0)] + [cells[1 + STRIDE * j : 1 + STRIDE * (j + 1)].mean(0) for j in range(latents - 1)]
     return torch.from_numpy(np.stack(of))

@@ -26,7 +26,17 @@ from phantom.force import Point, Wind, tensor
 from phantom.sample import cut, sample
 from trainers import ClipSpec, video
 
-__all__ = ["generate", "load_adapter", "named", "observe", "read", "recipe_of", "to_bytes"]
+__all__ = [
+    "generate",
+    "load_adapter",
+    "named",
+    "observe",
+    "read",
+    "recipe_of",
+    "signed",
+    "to_bytes",
+    "write_text",
+]
 
 VISIBLE = 256
 """Smallest side of a written video in pixels (our choice)."""
@@ -85,7 +95,7 @@ def observe(recipe: Recipe, *, image: Path | None, film: Path | None) -> tuple[T
                 picture = opened.convert("RGB").resize((d.width, d.height), Image.Resampling.BOX)
         except (OSError, UnidentifiedImageError) as error:
             raise ValueError(f"expected a picture at {image}, but it cannot be read: {error}") from None
-        return _signed(np.asarray(picture)[None]), []
+        return signed(np.asarray(picture)[None]), []
     if film is None:
         return None, []
     decoded = video.read(film)
@@ -93,7 +103,7 @@ def observe(recipe: Recipe, *, image: Path | None, film: Path | None) -> tuple[T
     kept = min(cut(whole), d.frames - 4)
     spec = ClipSpec(frames=kept, fps=d.fps, height=d.height, width=d.width)
     notes = [f"{film}: {whole} frames, of which the first {kept} (4m + 1, and some left to make) are observed"]
-    return _signed(video.clip(decoded, spec).frames), notes if kept != whole else []
+    return signed(video.clip(decoded, spec).frames), notes if kept != whole else []
 
 
 def generate(
@@ -119,7 +129,7 @@ def generate(
     if follow is not None:
         d = recipe.data
         spec = ClipSpec(frames=d.frames, fps=d.fps, height=d.height, width=d.width)
-        physics["z"] = adapter.latent(_signed(video.load(follow, spec).frames).to(backbone.device))
+        physics["z"] = adapter.latent(signed(video.load(follow, spec).frames).to(backbone.device))
     written: list[Path] = []
     if force is not None:
         d = recipe.data
@@ -151,7 +161,7 @@ def generate(
         "config": recipe.model_dump(mode="json"),
         "versions": {name: version(name) for name in VERSIONS},
     }
-    written.append(_write_text(out.with_suffix(".json"), json.dumps(about, indent=1) + "\n"))
+    written.append(write_text(out.with_suffix(".json"), json.dumps(about, indent=1) + "\n"))
     return written
 
 
@@ -167,7 +177,8 @@ def to_bytes(film: Float[Tensor, "3 t h w"]) -> UInt8[np.ndarray, "t h w 3"]:
     return ((film.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
 
 
-def _signed(frames: UInt8[np.ndarray, "t h w 3"]) -> Float[Tensor, "1 3 t h w"]:
+def signed(frames: UInt8[np.ndarray, "t h w 3"]) -> Float[Tensor, "1 3 t h w"]:
+    """Bytes as a video in [-1, 1], a batch of one."""
     return torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
 
 
@@ -178,7 +189,9 @@ def _save_z(path: Path, z: Tensor) -> Path:
     return path
 
 
-def _write_text(path: Path, text: str) -> Path:
+def write_text(path: Path, text: str) -> Path:
+    """Write a text by rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     part.write_text(text)
     part.replace(path)

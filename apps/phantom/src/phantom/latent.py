@@ -11,8 +11,11 @@ References: Phantom (2026); V-JEPA 2 (Assran et al., 2025). Projection, resoluti
 """
 
 import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,9 +23,14 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Basis", "PhysicsLatent", "observed_latents", "source_of"]
+from backbones.vjepa2 import SIZES
+from phantom.config import Physics
+
+__all__ = ["Basis", "PhysicsLatent", "cells_of", "encoder_size", "observed_latents", "source_of"]
 
 SOURCE_BYTES = 8
+FIELD_CELLS = 4
+"""Cells on a side of the world's exact fields, as many as the embedded encoder has: our choice."""
 FLOOR = 0.01
 """Channels with less than this share of the first one's variance are not blown up to unit variance: they would teach
 the branch their rounding. Our choice."""
@@ -38,6 +46,34 @@ def observed_latents(frames: int, stride: int = 4) -> int:
         below = max((frames - 1) // stride, 0) * stride + 1
         raise ValueError(f"expected {stride}m+1 observed frames (1, {1 + stride}, ...), got {frames}; cut to {below}")
     return (frames - 1) // stride + 1
+
+
+def encoder_size(name: str) -> tuple[int, int, int]:
+    """Give crop, patch (pixels) and dimensions of a V-JEPA 2 without loading it; ValueError for an unknown one.
+
+    >>> encoder_size("facebook/vjepa2-vitl-fpc64-256")
+    (256, 16, 1024)
+    """
+    folder = Path(str(files("backbones"))) / "weights" / "vjepa2-world" if name == "world" else Path(name)
+    if (folder / "config.json").is_file():
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return config["crop_size"], config["patch_size"], config["hidden_size"]
+    for published, size in SIZES.items():
+        if published in name:
+            return (384 if "384" in name else 256), 16, size["hidden_size"]
+    raise ValueError(
+        f"expected physics.encoder to be 'world', a folder with a config.json or a published {', '.join(SIZES)}, got"
+        f" {name!r}"
+    )
+
+
+def cells_of(physics: Physics) -> tuple[int, int]:
+    """Give (height, width) of z, from the recipe alone."""
+    if physics.kind == "fields":
+        return FIELD_CELLS, FIELD_CELLS
+    crop, patch, _ = encoder_size(physics.encoder)
+    height, width = physics.size or (crop, crop)
+    return height // patch // physics.pool, width // patch // physics.pool
 
 
 class Basis(nn.Module):

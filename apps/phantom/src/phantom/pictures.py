@@ -13,7 +13,8 @@ from phantom.force import FAR, NEAR, Point, Wind
 
 __all__ = ["beside", "colours", "physics", "pushed"]
 
-BAR = 20
+BAR, GAP = 20, 4
+"""Pixels of the bar with the names, and between two videos."""
 
 
 def beside(
@@ -28,13 +29,15 @@ def beside(
         bar = Image.new("RGB", (large.shape[2], BAR), "white")
         ImageDraw.Draw(bar).text((4, 4), name, fill="black")
         head = np.broadcast_to(np.asarray(bar), (len(film), BAR, large.shape[2], 3))
-        columns.append(np.concatenate([head, large], 1))
+        column = np.concatenate([head, large], 1)
+        gap = np.full((*column.shape[:2], GAP, 3), 255, np.uint8)
+        columns += [gap, column] if columns else [column]
     return np.concatenate(columns, 2)
 
 
 def colours(z: Float[Tensor, "c t y x"]) -> UInt8[np.ndarray, "t y x 3"]:
     """The three strongest channels of z (they are principal ones) as red, green and blue, each over its own range."""
-    three = z[:3].float()
+    three = z[[min(i, len(z) - 1) for i in range(3)]].float()  # fewer channels: the last one again
     low, high = (torch.quantile(three.flatten(1), q, dim=1)[:, None, None, None] for q in (0.02, 0.98))
     scaled = ((three - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
     return (scaled * 255).round().byte().permute(1, 2, 3, 0).numpy()
@@ -61,7 +64,7 @@ def physics(
         axis.set_yticks([])
     axes[0, 0].set_ylabel("video", fontsize=9)
     axes[1, 0].set_ylabel(f"physics latent\n({adapter.recipe.physics.kind})", fontsize=9)
-    figure.suptitle(f"“{prompt}”", fontsize=10)
+    figure.suptitle(f"“{prompt}”", fontsize=10, parse_math=False)
     legend = "channels 1, 2, 3 of z as red, green, blue, each over its own range"
     figure.text(0.5, 0.01, legend, ha="center", fontsize=8)
     figure.savefig(path, dpi=120, bbox_inches="tight")

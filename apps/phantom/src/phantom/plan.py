@@ -13,18 +13,15 @@ import torch
 
 from backbones.sizes import bytes_of, weightless
 from phantom.config import Recipe
-from phantom.latent import Basis
+from phantom.fields import FIELD_FEATURES
+from phantom.latent import Basis, cells_of, encoder_size
 from trainers import read_records
 from trainers.dryrun import DryRun, Work
 from trainers.footprint import Trained
 from trainers.job import Artefact, Job, Kind
 
-__all__ = ["cells_of", "describe", "described", "work_of"]
+__all__ = ["artefacts", "describe", "described", "work_of"]
 
-EMBEDDED = (32, 8)
-"""Crop and patch of the embedded encoder, pixels."""
-PUBLISHED = (256, 16)
-FEATURES = {"world": 128, "vitl": 1024, "vith": 1280, "vitg": 1408}
 SIZES = (1, 4)
 """Micro-batches that are counted; others lie on the line through them."""
 REPORTED = "the paper trained on 0.43 M clips of 121 x 480 x 832; it prints neither hardware nor hours"
@@ -53,7 +50,7 @@ def describe(recipe: Recipe, *, clips: int | None = None) -> Job:
         frozen={"transformer": frozen["transformer"]},
         trained=Trained(groups, optimizer="adamw"),
         kinds=(kind,),
-        artefacts=_artefacts(recipe, backbone, _clips(recipe) if clips is None else clips),
+        artefacts=artefacts(recipe, backbone, _clips(recipe) if clips is None else clips),
         making={name: frozen[name] for name in ("vae", "text_encoder")},
         reported=REPORTED,
     )
@@ -76,30 +73,29 @@ def work_of(recipe: Recipe, batch: int) -> dict[str, Work]:
         return {"joint": dry.step(partial(steps["joint"], at(0)), adapter.branch.parameters())}
 
 
-def cells_of(recipe: Recipe) -> tuple[int, int]:
-    """(height, width) of z, from the recipe alone."""
-    crop, patch = EMBEDDED if recipe.physics.encoder == "world" else PUBLISHED
-    height, width = recipe.physics.size or (crop, crop)
-    return height // patch // recipe.physics.pool, width // patch // recipe.physics.pool
-
-
 def described(recipe: Recipe, backbone: Any) -> str:
     """The size that work is counted at, in words."""
     d = recipe.data
     latent = backbone.spec.latent.shape(d.frames, d.height, d.width)
-    z = (recipe.physics.channels, latent[1], *cells_of(recipe))
+    z = (recipe.physics.channels, latent[1], *cells_of(recipe.physics))
     video, physics = (" x ".join(map(str, shape)) for shape in (latent, z))
     return f"{d.frames} x {d.height} x {d.width} -> latent {video}, physics {physics}, {recipe.dtype}"
 
 
-def _artefacts(recipe: Recipe, backbone: Any, clips: int) -> tuple[Artefact, ...]:
+def artefacts(recipe: Recipe, backbone: Any, clips: int) -> tuple[Artefact, ...]:
+    """What the cache holds of `clips` clips."""
     d, spec, most = recipe.data, backbone.spec, recipe.condition.most_latents
     shape = spec.latent.shape(d.frames, d.height, d.width)
-    wide = next((n for name, n in FEATURES.items() if name in recipe.physics.encoder), FEATURES["vitl"])
-    each = 2 * wide * math.prod(cells_of(recipe))
-    return (
+    seen = (
         Artefact("latents", 4 * math.prod(shape), clips),
         Artefact("text", 4 * spec.text_length * spec.text_dim, clips, note="at most"),
+    )
+    if recipe.physics.kind == "noise":
+        return seen
+    wide = FIELD_FEATURES if recipe.physics.kind == "fields" else encoder_size(recipe.physics.encoder)[2]
+    each = 2 * wide * math.prod(cells_of(recipe.physics))
+    return (
+        *seen,
         Artefact("physics features", each * shape[1], clips),
         Artefact("of beginnings", each * most * (most + 1) // 2, clips),
     )
@@ -116,7 +112,7 @@ def _tokens(recipe: Recipe, backbone: Any) -> int:
     d = recipe.data
     _, t, h, w = backbone.spec.latent.shape(d.frames, d.height, d.width)
     pt, ph, pw = backbone.spec.latent.patch
-    return (t // pt) * (h // ph) * (w // pw) + t * math.prod(cells_of(recipe))
+    return (t // pt) * (h // ph) * (w // pw) + t * math.prod(cells_of(recipe.physics))
 
 
 def _bare(recipe: Recipe) -> Any:

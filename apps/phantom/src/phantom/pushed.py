@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 import physworld
 from phantom.config import Recipe
 from phantom.force import Point, Wind, read_forces
-from physworld.track import follow
+from physworld.track import Track, follow
 from trainers import ClipSpec, cache_job, video
 from trainers.data import Skipped
 
@@ -44,6 +44,10 @@ def pushed_items(recipe: Recipe, skipped: list[Skipped]) -> Iterator[tuple[cache
         table = Path(f.table)
         rows, notes = read_forces(table, Path(d.root) if d.root else None)
         skipped += [Skipped(table.name, note) for note in notes]
+        if others := {type(row.force).__name__.lower() for row in rows} - {f.kind}:
+            raise ValueError(
+                f"expected {f.kind} forces in {table}, got {others.pop()}: set force.kind to what it holds"
+            )
         spec = ClipSpec(frames=d.frames, fps=d.fps, height=d.height, width=d.width)
         for row in rows:
             load = partial(video.load, row.path, spec)
@@ -59,12 +63,14 @@ def pushed_items(recipe: Recipe, skipped: list[Skipped]) -> Iterator[tuple[cache
 
 @dataclass(frozen=True)
 class Followed:
-    """How pushes were followed: on `n` clips of `of` one ball stayed whole; `angle_error` is the median in degrees,
-    `speed_rank` the rank correlation (Spearman) of strength and shown speed.
+    """How pushes were followed: on `n` clips of `of` one ball stayed whole; `permanence` is the mean share of frames
+    with exactly one ball, over all clips; `angle_error` is the median in degrees, `speed_rank` the rank correlation
+    (Spearman) of strength and shown speed (NaN where no clip, or no spread, is left to tell).
     """
 
     n: int
     of: int
+    permanence: float
     angle_error: float
     speed_rank: float
 
@@ -79,30 +85,35 @@ def followed(
     """Measure pushes on videos of one ball each; clips whose ball is whole in less than `least` of the frames are left
     out and counted.
     """
-    errors, wanted, shown = [], [], []
+    errors, wanted, shown, whole = [], [], [], []
     for film, force, colour in zip(videos, forces, colours, strict=True):
-        velocity = _first_velocity(film, colour, least)
-        if velocity is None:
+        (track,), _ = follow(film, [colour], film.shape[1] // physworld.SIZE)
+        whole.append(track.perm)
+        if track.perm < least or not track.fits:
             continue
-        vy, vx = velocity
+        vy, vx = _first_velocity(track)
         turn = math.degrees(math.atan2(-vy, vx)) - force.angle
         errors.append(abs((turn + 180) % 360 - 180))
         wanted.append(force.strength)
         shown.append(math.hypot(vy, vx))
-    rank = _spearman(np.array(wanted), np.array(shown)) if len(shown) > 2 else float("nan")
-    return Followed(len(shown), len(videos), float(np.median(errors)) if errors else float("nan"), rank)
+    return Followed(
+        n=len(shown),
+        of=len(videos),
+        permanence=float(np.mean(whole)),
+        angle_error=float(np.median(errors)) if errors else math.nan,
+        speed_rank=_spearman(np.array(wanted), np.array(shown)),
+    )
 
 
-def _first_velocity(film: UInt8[np.ndarray, "t h w 3"], colour: str, least: float) -> tuple[float, float] | None:
-    """The velocity at the start from a parabola through the track, px/frame; None where no ball stays whole."""
-    (track,), _ = follow(film, [colour], film.shape[1] // physworld.SIZE)
-    if track.perm < least or not track.fits:
-        return None
+def _first_velocity(track: Track) -> tuple[float, float]:
+    """The velocity at the start from a parabola through the track, px/frame."""
     t = np.flatnonzero(track.seen).astype(float)
     y, x = (np.polynomial.polynomial.polyfit(t, track.position[track.seen][:, axis], 2) for axis in (0, 1))
     return float(y[1]), float(x[1])
 
 
 def _spearman(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
-    first, second = (np.argsort(np.argsort(values)).astype(float) for values in (a, b))
+    if len(a) < 3 or not np.ptp(a) or not np.ptp(b):
+        return math.nan
+    first, second = ((np.searchsorted(np.sort(v), v) + np.searchsorted(np.sort(v), v, "right")) / 2 for v in (a, b))
     return float(np.corrcoef(first, second)[0, 1])

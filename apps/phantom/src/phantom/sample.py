@@ -5,7 +5,7 @@ place of that frame: it masks, times and puts it back as it does with one.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -46,7 +46,8 @@ def sample(
 ) -> Float[Tensor, "b 3 t h w"]:
     """The videos of prompts in [-1, 1], with an adapter or of the base alone; a seed fixes the noise of its clip.
 
-    `observed` are the first 4m + 1 frames; their latents come back exactly. `physics` goes to the adapter. ValueError
+    `observed` are the first 4m + 1 frames; their latents come back exactly. `physics` goes to the adapter, tensors with
+    one row for each prompt (or one for all). ValueError
     for a count of observed frames that is not 4m + 1 or leaves nothing to make.
     """
     d, s = recipe.data, recipe.sampling
@@ -63,34 +64,28 @@ def sample(
     if physics:
         given["attention_kwargs"] = {"physics": physics}
     backbone.check_words(list(prompts))
-    with attach(backbone, adapter) if adapter is not None else _nothing():
+    with attach(backbone, adapter) if adapter is not None else nullcontext():
         if observed is None:
             film = backbone.pipe(list(prompts), latents=noise.to(backbone.device), **given).frames
         else:
-            pipe = image_pipeline(backbone)
-            film = torch.cat(
-                [
-                    _continue(backbone, pipe, prompt, clip[None], first[None].to(backbone.device), given)
-                    for prompt, clip, first in zip(prompts, observed, noise, strict=True)
-                ]
-            )
+            film = _continue(backbone, list(prompts), observed, noise.to(backbone.device), given)
     return film.float().transpose(1, 2) * 2 - 1
 
 
 def _continue(
     backbone: WanBackbone,
-    pipe: Any,
-    prompt: str,
-    observed: Float[Tensor, "1 3 p h w"],
-    noise: Float[Tensor, "1 c t y x"],
+    prompts: list[str],
+    observed: Float[Tensor, "b 3 p h w"],
+    noise: Float[Tensor, "b c t y x"],
     given: dict[str, Any],
-) -> Float[Tensor, "1 frames 3 h w"]:
+) -> Float[Tensor, "b frames 3 h w"]:
     p, frames = observed_latents(observed.shape[2]), given["num_frames"]
     if observed.shape[2] >= frames:
         raise ValueError(f"expected fewer observed frames than the {frames} of the clip, got {observed.shape[2]}")
-    prefix = backbone.encode(observed.to(backbone.device))
+    pipe, prefix = image_pipeline(backbone), backbone.encode(observed.to(backbone.device))
+    unused = pictures(observed[:1, :, 0], as_pil=False)[0]  # the pipeline wants one; the prefix takes its place
     with _prefixed(pipe, prefix, noise, p):
-        return pipe(image=pictures(observed[:, :, 0], as_pil=False)[0], prompt=[prompt], latents=noise, **given).frames
+        return pipe(image=unused, prompt=prompts, latents=noise, **given).frames
 
 
 @contextmanager
@@ -109,8 +104,3 @@ def _prefixed(pipe: Any, prefix: Tensor, noise: Tensor, p: int) -> Iterator[None
         yield
     finally:
         del pipe.prepare_latents
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield

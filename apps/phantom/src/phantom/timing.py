@@ -13,8 +13,8 @@ from torch import Tensor
 
 from backbones import Text, WanBackbone
 from phantom.config import Recipe
-from phantom.latent import Basis
-from phantom.plan import cells_of, described, work_of
+from phantom.latent import Basis, cells_of
+from phantom.plan import described, work_of
 from phantom.train import Trainer, fresh
 from trainers import Progress, Ramp, timing
 
@@ -82,7 +82,7 @@ def random_batch(recipe: Recipe, backbone: WanBackbone, batch: int) -> dict[str,
     with torch.no_grad():
         text = backbone.embed(["a ball"] * batch).features.float().cpu()
     z = (batch, recipe.physics.channels)
-    y, x = cells_of(recipe)
+    y, x = cells_of(recipe.physics)
     return {
         "latent": torch.randn(batch, *shape, generator=g),
         "text": text,

@@ -8,6 +8,7 @@ References: Phantom (2026), losses, recursive loss-weight scheduling and trainin
 `phantom.config`.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from backbones import Text, WanBackbone, bundle, paths
@@ -38,7 +40,10 @@ from trainers import (
 )
 from trainers.engine import Engine, launched
 
-__all__ = ["Flows", "Trainer", "fresh", "save_bundle", "stages", "train"]
+__all__ = ["BASIS", "Flows", "Trainer", "fresh", "newest", "read_basis", "save_bundle", "stages", "train"]
+
+BASIS = "basis.safetensors"
+"""In the folder of a run: the basis of z, which lies in no checkpoint because it does not move."""
 
 Batch = Mapping[str, Any]
 
@@ -218,6 +223,8 @@ def train(
         groups["injector"] = adapter.injector
     if engine.main and not (out / "recipe.yaml").exists():
         dump_config(recipe, out / "recipe.yaml")
+    if engine.main:
+        _write_basis(data.basis, out / BASIS)
     held_out = None
     if held is not None:
         trainer = Trainer(recipe, adapter, backbone)
@@ -260,6 +267,23 @@ def save_bundle(
         stages=[asdict(record) for record in history],
         requires="config",
     )
+
+
+def read_basis(run: Path, recipe: Recipe) -> Basis:
+    """The basis of z that a run was trained with; ValueError where there is none."""
+    if not (run / BASIS).is_file():
+        raise ValueError(f"expected the folder of a run with its {BASIS}, got {run}")
+    tensors = load_file(run / BASIS)
+    basis = Basis(tensors["mean"].numel(), recipe.physics.channels)
+    basis.load_state_dict(tensors)
+    return basis
+
+
+def _write_basis(basis: Basis, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    save_file({name: value.contiguous() for name, value in basis.state_dict().items()}, part)
+    part.replace(path)
 
 
 def newest(run: Path) -> dict[str, dict[str, Tensor]]:
