@@ -1,4 +1,4 @@
-"""Several processes: the cache is shared out, `accelerate launch` trains under PILA's ZeRO-2 with CPU offload, one speaks."""
+"""Several processes share the cache out, train under ZeRO-2 with CPU offload, and let one of them speak."""
 
 import importlib.util
 import json
