@@ -27,6 +27,8 @@ import json
 import logging
 import platform
 import statistics
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -316,6 +318,15 @@ def measure(cases: dict[str, dict[str, Case]], unit_bytes: int, rounds: int, cal
     return {"ratios": ratios, "micros": micros, "bandwidth": bandwidth}
 
 
+def import_milliseconds(repeats: int = 5) -> list[float]:
+    """CPU time of `import physfields` where torch and jaxtyping are loaded, each in a fresh process."""
+    code = (
+        "import time, torch, jaxtyping; started = time.process_time();"
+        "import physfields; print((time.process_time() - started) * 1e3)"
+    )
+    return [float(subprocess.check_output([sys.executable, "-c", code], text=True)) for _ in range(repeats)]
+
+
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Median and range."""
     return {"median": round(statistics.median(values), 2), "low": round(min(values), 2), "high": round(max(values), 2)}
@@ -379,6 +390,7 @@ def main() -> None:
             print(f"{name:21s} {operator:11s} takes {ratio['median']}x as long ({ratio['low']} .. {ratio['high']})")
     for name, each in launches.items():
         print(f"launches of the bundle, {name}: {json.dumps(each)}")
+    print(f"import beyond torch and jaxtyping, ms of CPU time: {json.dumps(spread(import_milliseconds()))}   goal 50")
     if args.out:
         flat = {f"{a} | {b}": [spread(v) for v in values] for (a, b), values in found["ratios"].items()}
         args.out.write_text(

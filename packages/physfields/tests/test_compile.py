@@ -69,7 +69,7 @@ def test_the_operators_and_a_bank_compile_to_one_graph_with_equal_gradients():
     even = pf.Grid((0.5, 1.0, 0.5), boundary=("one_sided", "periodic", "one_sided"))
     for form in ("convective", "conservative", "skew", "upwind"):
         compare(lambda a, b: pf.advection(a, b, even, form=form), T, u)
-    wide = torch.randn(1, 1, 4, 6, 7)
+    wide = torch.randn(1, 1, 4, 6, 7, dtype=torch.float64)
     compare(lambda a: pf.biharmonic(a, grid), wide)
     walls = pf.Grid(boundary=("one_sided", "reflect", "periodic"))
     compare(lambda a: pf.solve_poisson(a, walls), wide)

@@ -96,6 +96,22 @@ def uneven_rows(positions: Sequence[float], m: int, order: int, boundary: str) -
     ]
 
 
+def ghost_rows(step: float | tuple[float, ...], n: int, points: int, width: int) -> tuple[tuple, tuple]:
+    """What `width` ghost nodes below and above an axis read of it: the polynomial through its outermost points.
+
+    A ghost is ((node, weight), ...), in the order of the nodes. Coordinates are mirrored about the edge nodes.
+    """
+    x = [Fraction(p) for p in (step if isinstance(step, tuple) else range(n))]  # in steps there is no rounding
+
+    def ghost(k: int, nodes: range) -> tuple[tuple[int, float], ...]:
+        place = 2 * x[nodes[0]] - x[nodes[k]]
+        weights = fd_weights([x[i] - place for i in nodes[:points]], 0)
+        return tuple((i, float(w)) for i, w in zip(nodes[:points], weights, strict=True))
+
+    low = tuple(ghost(k, range(n)) for k in range(width, 0, -1))
+    return low, tuple(ghost(k, range(n - 1, -1, -1)) for k in range(1, width + 1))
+
+
 def _folded(n: int, start: int, weights: Sequence[Fraction], boundary: str) -> Row:
     """A row that reaches beyond the ends, with what it reads there expressed by the nodes inside."""
     row: Row = {}

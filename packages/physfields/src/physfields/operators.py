@@ -10,7 +10,6 @@ NaN stays within the stencil's reach: to hide invalid cells, replace them before
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from fractions import Fraction
 from operator import index
 
 import torch
@@ -20,9 +19,9 @@ from torch import Tensor
 from physfields.fields import as_field, in_full_precision, symmetric_pairs
 from physfields.grid import Grid
 from physfields.kinematics import cumulative_integral, face_difference, face_mean, neighbours, time_derivative
+from physfields.matrix import ghost_rows
 from physfields.stencil import combine, derivative
 from physfields.stencil import halo as ghost_cells
-from physfields.weights import fd_weights
 
 __all__ = [
     "as_field",
@@ -209,20 +208,17 @@ def _ruled(f: Tensor, width: int, axis: str, grid: Grid) -> Tensor:
 
 def _extrapolated(f: Tensor, width: int, axis: str, grid: Grid) -> Tensor:
     dim, points = grid.dim(axis), grid.order[grid.index(axis)] + 2
-    n = f.shape[dim]
+    n = index(f.shape[dim])
+    grid.check_length(axis, n)
     if n < max(points, width + 1):
         raise ValueError(f"axis {axis} has {n} nodes; a one-sided halo needs at least {max(points, width + 1)}.")
-    x = [Fraction(p) for p in grid.coordinates(axis, n)]
-    if not isinstance(grid.step(axis), tuple):  # whole numbers: coordinates in steps have no rounding
-        x = [Fraction(i) for i in range(n)]
+    if torch.compiler.is_compiling():
+        from physfields.traced import plain_ghosts
 
-    def ghost(k: int, nodes: range) -> Tensor:
-        edge, inner = x[nodes[0]], x[nodes[k]]
-        weights = fd_weights([x[i] - (2 * edge - inner) for i in nodes[:points]], 0)
-        return _total(f.narrow(dim, i, 1) * float(w) for i, w in zip(nodes[:points], weights, strict=True))
-
-    low = [ghost(k, range(n)) for k in range(width, 0, -1)]
-    high = [ghost(k, range(n - 1, -1, -1)) for k in range(1, width + 1)]
+        rows = plain_ghosts(grid.key, axis, n, width)
+    else:
+        rows = ghost_rows(grid.step(axis), n, points, width)
+    low, high = ([_total(f.narrow(dim, i, 1) * w for i, w in ghost) for ghost in side] for side in rows)
     return torch.cat([*low, f, *high], dim=dim)
 
 

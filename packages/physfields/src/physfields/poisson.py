@@ -17,7 +17,7 @@ from torch import Tensor
 
 from physfields.fields import in_full_precision
 from physfields.grid import Grid
-from physfields.weights import fd_weights
+from physfields.weights import CENTRAL
 
 
 @dataclass(frozen=True)
@@ -113,13 +113,13 @@ def _symbols(wide: Tensor, grid: Grid, m: int) -> list[Tensor]:
     for axis in grid.space:
         dim, step, order = grid.dim(axis), grid.step(axis), grid.order[grid.index(axis)]
         assert isinstance(step, float)
-        n, radius = wide.shape[dim], order // 2
+        n = wide.shape[dim]
         waves = torch.arange(n // 2 + 1 if axis == "x" else n, dtype=torch.float64, device=wide.device)
-        weights = fd_weights(range(-radius, radius + 1), m)[radius + 1 :]
+        weights = CENTRAL[order, m][order // 2 + 1 :]
         symbol = torch.zeros_like(waves)
         for k, w in enumerate(weights, start=1):
             angle = 2 * math.pi * k / n * waves
-            symbol = symbol + float(2 * w) * (angle.sin() if m == 1 else angle.cos() - 1)
+            symbol = symbol + 2 * w * (angle.sin() if m == 1 else angle.cos() - 1)
         if m == 1 and n % 2 == 0:
             symbol[n // 2] = 0.0  # sin(k pi) is 0, and not its rounding
         symbols.append((symbol / step**m).to(wide.dtype).reshape([-1] + [1] * (-1 - dim)))

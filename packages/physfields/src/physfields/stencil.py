@@ -7,14 +7,14 @@ operator itself, and no graph of slices is kept. No sum has an undefined order: 
 
 Three ways to apply a matrix; `Grid.path` chooses, "auto" by itself:
     rows     slices written in place, edge rows one by one: the fastest where calls are cheap (a CPU)
-    blocks   edge rows of one end as one product and one sum: the fewest kernels (a GPU, and adjoints, which have more
-             edge rows, on a CPU too); as `rows` where rows differ
+    blocks   edge rows of one end as one product and one sum: the fewest kernels (a GPU); as `rows` where rows differ
     cat      no writing in place: what compilers and tensor subclasses want, and what they get whatever was asked for
              (a compiler for a CPU gets the other form of `physfields.traced`)
 """
 
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from operator import index
 from typing import NamedTuple
 
@@ -39,6 +39,7 @@ class Part(NamedTuple):
     dim: int
     scale: float
     matrix: Matrix
+    scattered: Matrix | None  # of an adjoint: the matrix that `matrix` transposes, where its rows are the shorter way
 
 
 class Operator:
@@ -47,7 +48,6 @@ class Operator:
     def __init__(self, grid: Grid, sizes: tuple[int, ...], terms: tuple[Term, ...], shape: tuple[int, int], back: bool):
         self.grid, self.path = grid, grid.path
         self._made = grid, sizes, terms, shape, back
-        self.transposed = back  # an adjoint has twice as many edge rows
         self.component = -len(sizes) - 1  # the dimension of the components
         self.whole = terms[0][0] == -1  # one term on the whole tensor, which may have no components
         self.outputs = shape[0] if back else shape[1]
@@ -70,17 +70,20 @@ class Operator:
                 continue
             order, rule, step = grid.order[grid.index(axis)], grid.rule(axis), grid.step(axis)
             matrix = derivative_matrix(n, m, order, rule, step, back)
+            scattered = derivative_matrix(n, m, order, rule, step, False) if back else None
+            if scattered is not None and (scattered.scale != matrix.scale or not _is_even(scattered)):
+                scattered = None
             into, of = (source, target) if back else (target, source)
             for a, b in _pieces(into, of, written):
-                parts.append(Part(_span(a), _span(b), a[0] in written, dim, matrix.scale * factor, matrix))
+                scale, add = matrix.scale * factor, a[0] in written
+                parts.append(Part(_span(a), _span(b), add, dim, scale, matrix, scattered))
                 written.update(a)
         return tuple(parts), tuple(c for c in range(self.outputs) if c not in written)
 
     def __call__(self, f: Tensor) -> Tensor:
         if not _is_plain(f):
             return apply_by_cat(f, self.parts, self.unwritten, self.outputs, self.component, one=join_rows)
-        rows = f.device.type == "cpu" and not self.transposed
-        path = self.path if self.path != "auto" else "rows" if rows else "blocks"
+        path = self.path if self.path != "auto" else "rows" if f.device.type == "cpu" else "blocks"
         if path == "cat":
             return apply_by_cat(f, self.parts, self.unwritten, self.outputs, self.component, one=join_rows)
         return self._in_place(f, self._block if path == "blocks" else _fill_rows)
@@ -96,8 +99,11 @@ class Operator:
             if part.add:
                 size = target.shape
                 target = scratch[size] if size in scratch else scratch.setdefault(size, f.new_empty(size))
-            self._interior(target, source, part)
-            edges(target, source, part)
+            if part.scattered is not None and edges is _fill_rows:
+                _scatter(target, source, part.dim, part.scattered)
+            else:
+                self._interior(target, source, part)
+                edges(target, source, part)
             if part.add:
                 total.add_(target, alpha=part.scale)
             elif part.scale != 1.0:
@@ -165,6 +171,33 @@ def _fill_rows(target: Tensor, f: Tensor, part: Part, rows: Sequence | None = No
             out.zero_()
 
 
+def _is_even(matrix: Matrix) -> bool:
+    """Whether the inner rows are long and alike."""
+    span = max((o for o, _ in matrix.inner), default=0) - min((o for o, _ in matrix.inner), default=0)
+    return matrix.length > span > 0 and not any(isinstance(w, tuple) for _, w in matrix.inner)
+
+
+def _scatter(out: Tensor, f: Tensor, dim: int, matrix: Matrix) -> None:
+    """out = the transposed matrix times f, from the matrix's own rows: each spreads a node of f over what it reads.
+
+    The inner rows are a band for each offset, and between the ends of bands the same ones overlap; then come the edge
+    rows, one column at a time. Of the transposed matrix twice as many rows are edges.
+    """
+    n, first, length = matrix.n, matrix.first, matrix.length
+    bands = [(first + o, first + o + length, o, w) for o, w in matrix.inner]
+    ends = sorted({0, n, *(a for a, *_ in bands), *(b for _, b, *_ in bands)})
+    for low, high in pairwise(ends):
+        target = out.narrow(dim, low, high - low)
+        here = [(o, w) for a, b, o, w in bands if a <= low and high <= b]
+        if here:
+            _sum_into(target, [f.narrow(dim, low - o, high - low) for o, _ in here], [w for _, w in here])
+        else:
+            target.zero_()
+    for i, terms in matrix.edges:
+        for j, w in terms:
+            out.narrow(dim, j, 1).add_(f.narrow(dim, i, 1), alpha=w)
+
+
 def _sum_into(out: Tensor, slices: list[Tensor], weights: list) -> None:
     """out = the sum of weight * slice, in the fewest passes; weights are numbers, or tensors all."""
     if isinstance(weights[0], Tensor):
@@ -193,7 +226,7 @@ def apply_by_cat(
     # Whole spans where they do not overlap: each component cut out and joined again would be a copy.
     one_by_one = len(covered) != len(set(covered)) or any(into is not None and into[2] != 1 for into in spans)
     totals = {}
-    for into, of, add, dim, scale, matrix in parts:
+    for into, of, add, dim, scale, matrix, *_ in parts:
         value = one(_components(f, of, component), dim, scale, matrix)
         if into is None:
             return value

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from physfields.grid import Grid
+from physfields.matrix import ghost_rows
 from physfields.stencil import Term, apply_by_cat, join_rows, make_operator
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,13 @@ def plain_operator(key: str, sizes: tuple[int, ...], terms: tuple[Term, ...], sh
     return parts, operator.unwritten, operator.outputs, operator.component
 
 
+@torch.compiler.assume_constant_result
+def plain_ghosts(key: str, axis: str, n: int, width: int) -> tuple[tuple, tuple]:
+    """`ghost_rows` of a one-sided axis, made while compiling: compilers cannot hold fractions."""
+    grid = Grid.from_key(key)
+    return ghost_rows(grid.step(axis), n, grid.order[grid.index(axis)] + 2, width)
+
+
 def read_rows(f: Tensor, dim: int, scale: float, matrix: Sequence) -> Tensor:
     """One derivative along dim as a sum over columns, each row reading where its own column is: one kernel, no join.
 
@@ -38,11 +46,11 @@ def read_rows(f: Tensor, dim: int, scale: float, matrix: Sequence) -> Tensor:
     if dim == -1 or uneven or not inner or len(edges) > LONGEST_EDGES or f.device.type != "cpu":
         return join_rows(f, dim, scale, matrix)
     row, total = torch.arange(n, device=f.device), None
+    # A row of fewer terms reads one of its own nodes once more, for nothing: what it does not read may be NaN.
     for k in range(max(len(terms) for terms in (inner, *(terms for _, terms in edges)))):
-        offset, w = inner[k] if k < len(inner) else (0, 0.0)
+        offset, w = inner[k] if k < len(inner) else (inner[0][0], 0.0)
         column, weight = row + offset, torch.full((n,), w * scale, dtype=f.dtype, device=f.device)
         for i, terms in edges:
-            # A row of fewer terms reads one of its own nodes once more, for nothing: what it does not read may be NaN.
             j, v = terms[k] if k < len(terms) else (terms[0][0], 0.0) if terms else (i, 0.0)
             column = torch.where(row == i, j, column)
             weight = torch.where(row == i, v * scale, weight)

@@ -16,7 +16,7 @@ from physfields.fields import in_full_precision
 from physfields.grid import Grid
 from physfields.operators import _total
 from physfields.stencil import derivative
-from physfields.weights import fd_weights
+from physfields.weights import CENTRAL
 
 Form = Literal["convective", "conservative", "skew", "upwind"]
 
@@ -57,8 +57,7 @@ def _lean(f: Tensor, axis: str, grid: Grid) -> Tensor:
     step, p = grid.step(axis), grid.order[grid.index(axis)]
     if isinstance(step, tuple):
         raise ValueError(f"advection: the upwind form expects a number as spacing on axis {axis}, got coordinates.")
-    last = fd_weights(range(-(p // 2), p // 2 + 1), 1)[-1]
     rough = Grid(
         grid.spacing, axes=grid.axes, boundary=grid.boundary, order=2, singleton=grid.singleton, path=grid.path
     )
-    return derivative(f, axis, p, rough) * (float(last) * step ** (p - 1))
+    return derivative(f, axis, p, rough) * (CENTRAL[p, 1][-1] * step ** (p - 1))

@@ -48,3 +48,9 @@ def _weights(points: tuple[Fraction, ...], m: int) -> tuple[Fraction, ...]:
             table[k][i] = c1 / c2 * (lower - points[i - 1] * before[k])
         c1 = c2
     return tuple(table[m])
+
+
+CENTRAL: dict[tuple[int, int], tuple[float, ...]] = {
+    (p, m): tuple(map(float, fd_weights(range(-(p // 2), p // 2 + 1), m))) for p in (2, 4, 6) for m in (1, 2)
+}
+"""The central stencils by order and derivative, as numbers that compilers can hold."""
