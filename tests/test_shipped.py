@@ -1,4 +1,4 @@
-"""What ships works as it is: the embedded backbone in the stock pipelines, and PILA's bundles on it."""
+"""What ships works as it is: the embedded backbone in the stock pipelines, its V-JEPA 2, and the bundles on it."""
 
 import warnings
 from pathlib import Path
@@ -37,6 +37,15 @@ def test_the_backbone_keeps_its_size_and_brings_its_card():
     assert not [p for p in folder.rglob("*") if p.suffix in {".bin", ".pt", ".pkl"}]
 
 
+def test_the_physics_encoder_keeps_its_size_and_brings_its_card():
+    folder = Path(backbones.__file__).parent / "weights" / "vjepa2-world"
+    assert weigh(folder) <= 8
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert all(word in card for word in ("uv run world train encoder", "uv run world probe", "| gravity, px/frame^2 |"))
+    clip = torch.zeros(1, 3, 17, 32, 32)
+    assert backbones.VJEPA2Encoder.load("world").encode(clip, pad="first").per_latent().shape == (1, 5, 4, 4, 128)
+
+
 def test_text_and_first_frame_both_condition_it(world, bare):
     assert bare.shape == (2, 3, 17, 32, 32)
     assert bare.abs().max() <= 1
@@ -53,7 +62,7 @@ def test_it_draws_the_colour_that_the_caption_asks_for(world):
     assert red > blue + 0.3
 
 
-@pytest.mark.parametrize("name", ["pila", "plain"])
+@pytest.mark.parametrize("name", ["pila", "plain", "prophy", "prophy-plain"])
 def test_a_shipped_bundle_fits_moves_the_clip_and_leaves_no_trace(world, bare, name):
     folder = bundle.shipped(name)
     assert weigh(folder) <= 3
@@ -65,7 +74,7 @@ def test_a_shipped_bundle_fits_moves_the_clip_and_leaves_no_trace(world, bare, n
     assert torch.equal(backbones.sample(world, PROMPTS, seed=1, steps=2), bare)
 
 
-def test_both_bundles_have_the_same_size_and_steps():
+def test_pila_and_its_control_have_the_same_size_and_steps():
     stored = {name: bundle.load(bundle.shipped(name)) for name in ("pila", "plain")}
     sizes = {n: sum(t.numel() for group in b.tensors.values() for t in group.values()) for n, b in stored.items()}
     steps = {n: sum(stage["steps"] for stage in b.meta["stages"]) for n, b in stored.items()}

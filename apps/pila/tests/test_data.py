@@ -50,9 +50,23 @@ def test_the_world_is_simulated_once(backbone, make_recipe, tmp_path):
     assert {n: tuple(t.shape) for n, t in item.items()} == {
         "latent": (16, 5, 8, 8),
         "flow": (2, 5, 8, 8),
+        "times_s": (17,),
         "text": (8, 16),
         "labels": (8,),
     }
+    assert torch.allclose(item["times_s"], torch.arange(17).double() / 16)
+
+
+def test_a_clip_whose_frames_would_lie_unevenly_is_left_out_with_the_numbers(backbone, make_recipe, tmp_path):
+    folder = tmp_path / "clips"
+    moving(folder, "film.mp4", frames=40, fps=24)  # film at 16 fps: 42 and 83 ms
+    moving(folder, "even.mp4", frames=40, fps=32)
+    for name in ("film", "even"):
+        (folder / f"{name}.txt").write_text("two balls collide")
+    found = prepare(make_recipe(f"data.source={folder}"), backbone, tmp_path / "cache", quiet=True)
+    assert [s.path for s in found.skipped] == ["film.mp4"]
+    assert "spaced unevenly, by 33 %, at 16 fps: set data.fps" in found.skipped[0].why
+    assert torch.allclose(found.data[0]["times_s"], torch.arange(17).double() / 16)
 
 
 def test_a_larger_data_set_keeps_what_is_there(backbone, make_recipe, tmp_path):

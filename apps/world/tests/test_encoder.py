@@ -1,4 +1,4 @@
-"""The embedded physics encoder: its masks, what reaches the student, the run from data to a shipped folder, its probe."""
+"""The embedded physics encoder: masks, what reaches the student, the run from data to a shipped folder, the probe."""
 
 import json
 

@@ -24,7 +24,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 from torch import Tensor
 
 import physworld
@@ -32,7 +31,7 @@ from backbones import WanBackbone, flow
 from physexperts import MECHANISMS, Labels, from_wisa
 from pila.config import Data, Recipe
 from pila.labels import read_caption, shuffle
-from trainers import InMemory, MapStyle, show, video
+from trainers import InMemory, MapStyle, TrainingWarning, show, video
 from trainers.cache import Cache
 from trainers.data import Record, Skipped, read_records
 from trainers.engine import Engine
@@ -41,7 +40,7 @@ __all__ = ["Clip", "Clips", "Prepared", "labels_of", "prepare", "world_scale"]
 
 T = TypeVar("T")
 
-FORMAT = "pila-1"
+FORMAT = "pila-2"
 """Part of every key: raise it when what is stored changes its meaning."""
 BATCH = 16
 CHUNK = 64
@@ -60,7 +59,7 @@ class Clip:
     content: str
     caption: str
     labels: Labels
-    frames: Callable[[], UInt8[np.ndarray, "t h w 3"]]
+    decoded: Callable[[], video.Decoded]
     twin: bool = False  # of an earlier clip with the same content, which is read instead
 
 
@@ -93,6 +92,7 @@ class Clips:
         return {
             "latent": self.cache.get(seen, "latent"),
             "flow": self.cache.get(seen, "flow"),
+            "times_s": self.cache.get(seen, "times_s"),
             "text": text,
             "labels": labels,
         }
@@ -120,7 +120,7 @@ def prepare(
         for position, clip in clips:
             key = store.key(clip.content)
             seen.append((position, clip.id, key, clip.caption, clip.labels.mechanisms))
-            if not clip.twin and not store.cache.has(key, ("latent", "flow")):
+            if not clip.twin and not store.cache.has(key, ("latent", "flow", "times_s")):
                 waiting.append((clip, key))
             if len(waiting) == d.encode_batch or len(seen) == total:
                 store.encode(waiting)
@@ -175,29 +175,30 @@ class _Store:
     def meta(self, content: str) -> dict[str, Any] | None:
         """What was noted of a clip that is there."""
         key = self.key(content)
-        return self.cache.meta(key) if self.cache.has(key, ("latent", "flow")) else None
+        return self.cache.meta(key) if self.cache.has(key, ("latent", "flow", "times_s")) else None
 
     def encode(self, waiting: Sequence[tuple[Clip, str]]) -> None:
         """Put latents and flow of clips into the cache; list those that cannot be read."""
-        read: list[tuple[Clip, str, np.ndarray]] = []
+        read: list[tuple[Clip, str, video.Decoded]] = []
         for clip, key in waiting:
             try:
-                read.append((clip, key, clip.frames()))
+                read.append((clip, key, clip.decoded()))
             except ValueError as error:
                 if self.recipe.data.short == "error" and not isinstance(error, video.VideoError):
                     raise ValueError(f"{clip.id}: {error}") from None
                 self.failed[key] = str(error)
         if not read:
             return
-        frames = torch.from_numpy(np.stack([f for *_, f in read])).permute(0, 4, 1, 2, 3)
+        frames = torch.from_numpy(np.stack([one.frames for *_, one in read])).permute(0, 4, 1, 2, 3)
         with torch.no_grad():
             latents = self.backbone.encode(frames.float().to(self.recipe.device) / 127.5 - 1)
-        for (clip, key, pixels), latent in zip(read, latents, strict=True):
+        for (clip, key, one), latent in zip(read, latents, strict=True):
             d = self.recipe.data
-            pixel_flow = flow.optical_flow(pixels, d.flow, weights=d.flow_weights)
+            pixel_flow = flow.optical_flow(one.frames, d.flow, weights=d.flow_weights)
             motion = flow.latent_flow(pixel_flow, self.backbone.spec)
             about = {"caption": clip.caption, "labels": list(clip.labels.mechanisms), "id": clip.id}
-            self.cache.put(key, {"latent": latent.float(), "flow": motion}, about)
+            made = {"latent": latent.float(), "flow": motion, "times_s": torch.from_numpy(one.times_s)}
+            self.cache.put(key, made, about)
             self.computed += 1
         if time.monotonic() - self.flushed > FLUSH_S:
             self.cache.flush()
@@ -281,13 +282,13 @@ def _simulated(
                 name, meta = f"{d.split}-{mechanism}-{seed:06d}", known[seed]
                 if meta is None:
                     clip = made[seed]
-                    frames = partial(getattr, clip, "video")
-                    yield position, Clip(name, content[seed], clip.caption, Labels.of(clip.labels), frames)
+                    decoded = partial(video.Decoded, clip.video, clip.times_s)
+                    yield position, Clip(name, content[seed], clip.caption, Labels.of(clip.labels), decoded)
                 else:
                     yield position, Clip(name, content[seed], meta["caption"], Labels.of(meta["labels"]), _never)
 
 
-def _never() -> np.ndarray:
+def _never() -> video.Decoded:
     raise AssertionError("a clip that is in the cache has no need of its pixels")
 
 
@@ -317,8 +318,8 @@ def _folder(recipe: Recipe, store: _Store) -> tuple[Iterator[tuple[int, Clip]], 
         store.notes += [Skipped(record.id, f"category {name!r} is unknown and was dropped") for name in labels.unknown]
         content = everyone[position]
         twin = first[content] != position
-        frames = partial(_frames, record.path, spec)
-        clips.append((position, Clip(record.id, content, record.caption, labels, frames, twin)))
+        decoded = partial(_decoded, record.path, spec)
+        clips.append((position, Clip(record.id, content, record.caption, labels, decoded, twin)))
     return iter(clips), len(clips)
 
 
@@ -327,9 +328,14 @@ def _sha(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _frames(path: Path, spec: video.ClipSpec) -> UInt8[np.ndarray, "t h w 3"]:
+def _decoded(path: Path, spec: video.ClipSpec) -> video.Decoded:
+    """Cut a clip with the true times of its frames. ValueError for one that is too short, and for one whose frames
+    would lie unevenly: the residuals of a batch share one grid in time.
+    """
     try:
-        return video.load(path, spec).frames
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TrainingWarning)  # of the spacing, which is refused below
+            decoded = video.load(path, spec)
     except video.VideoError:
         raise
     except ValueError:
@@ -339,6 +345,12 @@ def _frames(path: Path, spec: video.ClipSpec) -> UInt8[np.ndarray, "t h w 3"]:
             f"{len(whole.frames)} at {whole.fps:.4g} fps ({whole.times_s[-1]:.2f} s): lower data.frames or data.fps "
             "(to the file's own rate at most), or leave it out"
         ) from None
+    if (spread := video.jitter(decoded.times_s)) > video.JITTER_LIMIT:
+        raise ValueError(
+            f"its frames would be spaced unevenly, by {100 * spread:.0f} %, at {spec.fps:g} fps: set data.fps to the "
+            "file's own rate or a whole part of it, or leave it out"
+        )
+    return decoded
 
 
 def _vector(name: str, labels: Labels, recipe: Recipe) -> Tensor:
