@@ -109,14 +109,13 @@ def test_pictures_are_first_frames_and_what_cannot_be_read_is_left_out(backbone,
     for name in "ab":
         (home / f"{name}.txt").write_text("a ball is thrown to the left")
     found, _ = beginnings(home)
-    written, unread = make(
-        backbone, None, make_adapter.recipe, found, out=tmp_path / "o", observed=1, kept=16, quiet=True
-    )
+    recipe = make_adapter.recipe
+    written, unread = make(backbone, None, recipe, found, out=tmp_path / "o", observed=1, kept=16, quiet=True)
     assert [p.name for p in written] == ["0001_a.mp4"]
     assert [s.path for s in unread] == ["b.mp4"]
     first = video.read(written[0]).frames[0]
     assert first[..., 0].mean() > first[..., 1].mean() + 50  # it goes on from red
-    _, unread = make(backbone, None, make_adapter.recipe, found, out=tmp_path / "p", observed=5, kept=12, quiet=True)
+    _, unread = make(backbone, None, recipe, found, out=tmp_path / "p", observed=5, kept=12, quiet=True)
     assert "expected a video of 5 frames to be observed, got a picture" in unread[0].why
 
 

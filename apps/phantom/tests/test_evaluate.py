@@ -55,7 +55,7 @@ def test_one_method_s_seeds_and_several_results_are_joined_and_strangers_refused
         compare([result(first)], ["a", "c"])
 
 
-def test_identical_samples_have_no_diversity_and_noise_has(monkeypatch):
+def test_identical_samples_have_no_diversity_and_noise_has(backbone, monkeypatch):
     def same(backbone, adapter, prompts, seeds, recipe, **_):
         return torch.full((len(prompts), 3, 2, 4, 4), 0.5)
 
@@ -64,10 +64,12 @@ def test_identical_samples_have_no_diversity_and_noise_has(monkeypatch):
 
     for made, wanted in ((same, 0.0), (noise, math.sqrt(2))):
         monkeypatch.setattr(measured, "sample", made)
-        assert measured._diversity(None, None, None, ["a", "b"], 0) == pytest.approx(wanted, abs=0.02)
+        assert measured._diversity(backbone, None, load_recipe(None, SMALL), ["a", "b"], 0) == pytest.approx(
+            wanted, abs=0.02
+        )
 
 
-def test_true_clips_pass_and_all_sides_get_the_same_noise(monkeypatch):
+def test_true_clips_pass_and_all_sides_get_the_same_noise(backbone, monkeypatch):
     """With the pictures of the world in place of a model's: the measurement itself, without a model."""
     asked = []
 
@@ -80,9 +82,8 @@ def test_true_clips_pass_and_all_sides_get_the_same_noise(monkeypatch):
         return films if adapter is None else films.roll(1, 2)
 
     monkeypatch.setattr(measured, "sample", world)
-    found = evaluate(
-        None, {"rolled": 1}, load_recipe(None, SMALL), clips=8, mechanisms=["thermal"], observed=5, quiet=True
-    )
+    recipe, how = load_recipe(None, SMALL), {"clips": 8, "observed": 5, "quiet": True}
+    found = evaluate(backbone, {"rolled": 1}, recipe, mechanisms=["thermal"], **how)
     assert np.mean(found.scores["base"]["thermal"]) > 0.9
     assert all(found.passed["base"]["thermal"])
     assert compare([found], ["rolled"])["all"].high < 0  # heat that comes back is seen
@@ -92,12 +93,12 @@ def test_true_clips_pass_and_all_sides_get_the_same_noise(monkeypatch):
 
 def test_what_is_no_clip_of_the_world_is_not_measured(backbone):
     recipe = load_recipe(None, [*SMALL, "data.height=64"])
-    with pytest.raises(ValueError, match="expected 17 square frames .* simulated world"):
+    with pytest.raises(ValueError, match=r"expected 17 square frames .* simulated world"):
         evaluate(backbone, {}, recipe, clips=2, quiet=True)
 
 
 def follows(angle, rank, permanence=0.9):
-    return Followed(n=8, of=8, permanence=permanence, angle_error=angle, speed_rank=rank)
+    return Followed(n=8, of=8, permanence=permanence, angle_error=float(angle), speed_rank=float(rank))
 
 
 def test_pushes_are_judged_against_base_and_control_and_only_where_the_base_keeps_its_ball():

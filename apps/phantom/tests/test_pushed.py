@@ -29,10 +29,9 @@ def colours(clips):
 
 def test_a_force_begins_where_the_ball_is_and_points_where_it_goes(balls, forces):
     for clip, force in zip(balls[:6], forces[:6], strict=True):
-        ball = np.abs(clip.video.astype(float) - clip.video[0, 0, 0]).sum(-1)  # what is no background
-        centre = [
-            (ball[t][..., None] * np.indices((32, 32)).transpose(1, 2, 0)).sum((0, 1)) / ball[t].sum() for t in (0, 1)
-        ]
+        ball = np.abs(clip.video.astype(float) - clip.video[0, 0, 0]).sum(-1)[..., None]  # what is no background
+        places = np.indices((32, 32)).transpose(1, 2, 0)
+        centre = [(ball[t] * places).sum((0, 1)) / ball[t].sum() for t in (0, 1)]
         y, x = centre[0] + 0.5
         assert (force.x * 32, (1 - force.y) * 32) == pytest.approx((x, y), abs=0.6)
         vy, vx = centre[1] - centre[0]

@@ -105,9 +105,10 @@ def plan(
     from trainers.sheet import show
 
     recipe = load_recipe(config, set_ or [])
+    cards = [gpus.named(name) for name in gpu] if gpu else gpus.known()
     made = plans.make(
         describe(recipe, clips=clips),
-        [gpus.named(name) for name in gpu] if gpu else gpus.known(),
+        cards,
         engine=engine or ("one" if processes == 1 else "ddp"),
         processes=processes,
         measured=plans.read_measured(measured) if measured is not None else [],

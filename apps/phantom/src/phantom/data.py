@@ -282,7 +282,7 @@ def _encoder(recipe: Recipe, backbone: WanBackbone, encoder: Any) -> cache_job.P
     most, p = recipe.condition.most_latents, recipe.physics
     raw = PhysicsLatent(encoder, Basis(encoder.dim if encoder else 1, 1), p.size, p.pool)
 
-    def features(frames: Tensor, clips: Sequence[Loaded], count: int) -> Float[Tensor, "b t y x d"]:
+    def features(frames: Tensor, clips: Sequence[Any], count: int) -> Float[Tensor, "b t y x d"]:
         if p.kind == "fields":
             return torch.stack([field_features(clip.truth, count) for clip in clips])
         return raw.features(frames[:, :, :count])

@@ -95,7 +95,7 @@ def observe(recipe: Recipe, *, image: Path | None, film: Path | None) -> tuple[T
                 picture = opened.convert("RGB").resize((d.width, d.height), Image.Resampling.BOX)
         except (OSError, UnidentifiedImageError) as error:
             raise ValueError(f"expected a picture at {image}, but it cannot be read: {error}") from None
-        return signed(np.asarray(picture)[None]), []
+        return signed(np.array(picture)[None]), []
     if film is None:
         return None, []
     decoded = video.read(film)

@@ -44,7 +44,7 @@ def colours(z: Float[Tensor, "c t y x"]) -> UInt8[np.ndarray, "t y x 3"]:
 
 
 def physics(
-    z: Float[Tensor, "c t y x"], film: UInt8[np.ndarray, "t h w 3"], adapter: Any, path: Path, prompt: str
+    z: Float[Tensor, "c t y x"], film: UInt8[np.ndarray, "frames h w 3"], adapter: Any, path: Path, prompt: str
 ) -> Path:
     """Draw the frames of each latent's centre above the physics latent in colours; write a PNG."""
     import matplotlib
@@ -73,14 +73,16 @@ def physics(
 
 
 def pushed(force: Point | Wind, film: UInt8[np.ndarray, "t h w 3"], path: Path) -> Path:
-    """Draw a force over the first frame, as an arrow from where it acts; write a PNG."""
+    """Draw a force over the first frame, as an arrow from where it acts, cut at the border; write a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
+    from matplotlib import patheffects
     from matplotlib import pyplot as plt
 
     height, width = film.shape[1:3]
     turn = np.deg2rad(force.angle)
+    outlined = [patheffects.withStroke(linewidth=4, foreground="black")]
     figure, axis = plt.subplots(figsize=(4, 4 * height / width + 0.5))
     axis.imshow(film[0], extent=(0, width, 0, height))
     if isinstance(force, Point):
@@ -90,13 +92,11 @@ def pushed(force: Point | Wind, film: UInt8[np.ndarray, "t h w 3"], path: Path) 
         far = width * (0.05 + 0.1 * force.strength)
         starts = [(width * (i + 0.5) / 4, height * (j + 0.5) / 4) for i in range(4) for j in range(4)]
         what = "wind"
+    axis.plot(*np.transpose(starts), "o", color="white", markersize=4, path_effects=outlined, clip_on=False)
     for x, y in starts:
-        axis.annotate(
-            "",
-            xy=(x + far * np.cos(turn), y + far * np.sin(turn)),
-            xytext=(x, y),
-            arrowprops={"arrowstyle": "-|>", "color": "white", "lw": 2, "mutation_scale": 14},
-        )
+        end = np.clip((x + far * np.cos(turn), y + far * np.sin(turn)), 0, (width, height))
+        arrow = {"arrowstyle": "-|>", "color": "white", "lw": 2, "mutation_scale": 14, "path_effects": outlined}
+        axis.annotate("", xy=end, xytext=(x, y), arrowprops=arrow)
     axis.set_xlim(0, width)
     axis.set_ylim(0, height)
     axis.set_xticks([])
