@@ -96,7 +96,7 @@ def pushed(force: Point | Wind, film: UInt8[np.ndarray, "t h w 3"], path: Path) 
     for x, y in starts:
         end = np.clip((x + far * np.cos(turn), y + far * np.sin(turn)), 0, (width, height))
         arrow = {"arrowstyle": "-|>", "color": "white", "lw": 2, "mutation_scale": 14, "path_effects": outlined}
-        axis.annotate("", xy=end, xytext=(x, y), arrowprops=arrow)
+        axis.annotate("", xy=(float(end[0]), float(end[1])), xytext=(x, y), arrowprops=arrow)
     axis.set_xlim(0, width)
     axis.set_ylim(0, height)
     axis.set_xticks([])
