@@ -1,4 +1,4 @@
-"""Seconds and peak memory of a sampling step and of a training step: the frozen base, and Phantom by width of its branch.
+"""Seconds and peak memory of a sampling step and a training step: the frozen base, and Phantom by width of its branch.
 
     uv run python benchmarks/gpu/phantom_step.py [--widths 1024 1536 3072] [--rounds 3] [--out FILE.json]
 

@@ -7,8 +7,8 @@ import torch
 
 import backbones
 from backbones import attach, sample
-from phantom.config import load_recipe
-from phantom.latent import PhysicsLatent
+from phantom.config import Physics, load_recipe
+from phantom.latent import PhysicsLatent, cells_of, encoder_size
 
 SMALL = ["physics.channels=8", "branch.heads=1", "branch.ffn_dim=32", "couple.heads=1"]
 
@@ -169,6 +169,28 @@ def test_one_frame_and_odd_lengths(encoder, basis, clips):
     assert latent(clips[:, :, :13]).shape == (2, 8, 4, 4, 4)
     with pytest.raises(ValueError, match=r"expected 4m\+1 observed frames .*, got 8; cut to 5"):
         latent(clips[:, :, :8])
+
+
+def test_the_whole_frame_is_seen_on_the_encoder_s_grid_or_refused(encoder, basis, clips):
+    wide = torch.nn.functional.interpolate(clips[:1], size=(17, 32, 64))
+    assert PhysicsLatent(encoder, basis, size=(16, 32)).grid() == (2, 4)
+    assert PhysicsLatent(encoder, basis, size=(16, 32))(wide).shape == (1, 8, 5, 2, 4)
+    pooled, fine = (PhysicsLatent(encoder, basis, pool=n).features(clips) for n in (2, 1))
+    assert torch.allclose(pooled[:, :, 0, 0], fine[:, :, :2, :2].mean((2, 3)), atol=1e-5)
+    with pytest.raises(ValueError, match="expected a height that is a multiple of 8 to encode at, got 20"):
+        PhysicsLatent(encoder, basis, size=(20, 32))(wide)
+    with pytest.raises(ValueError, match=r"expected a pool that divides the encoder's grid \(4, 4\), got 3"):
+        PhysicsLatent(encoder, basis, pool=3).grid()
+
+
+def test_the_grid_of_z_is_known_without_the_encoder():
+    assert encoder_size("world")[:2] == (32, 8)
+    assert cells_of(Physics()) == (4, 4)
+    assert cells_of(Physics(kind="fields", size=(64, 64))) == (4, 4)
+    assert cells_of(load_recipe("wan2.2-ti2v-5b").physics) == (8, 14)
+    assert encoder_size("facebook/vjepa2-vitg-fpc64-384") == (384, 16, 1408)
+    with pytest.raises(ValueError, match=r"expected physics.encoder to be 'world', a folder"):
+        encoder_size("nothing")
 
 
 def test_z_has_unit_variance_and_comes_back(encoder, basis, clips):

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from backbones import VJEPA2Encoder, attach
+from backbones import VJEPA2Encoder, attach, load
 from phantom import data as phantom_data
 from phantom.adapter import PhantomAdapter
 from phantom.config import RECIPES, Recipe, kind_of, load_recipe
@@ -14,7 +14,7 @@ from phantom.data import noise_of, prepare
 from phantom.generate import load_adapter
 from phantom.latent import source_of
 from phantom.sample import cut, sample
-from phantom.train import Trainer, fresh, stages, train
+from phantom.train import Trainer, fresh, save_bundle, stages, train
 from trainers import Progress, Ramp
 
 SMALL = ["physics.channels=8", "branch.heads=1", "branch.ffn_dim=32", "couple.heads=1"]
@@ -213,3 +213,74 @@ def test_the_force_stage_teaches_the_injector_and_its_control_gives_the_forces_o
     assert Path(tmp_path / "bundle" / "bundle.json").is_file()
     with pytest.raises(ValueError, match="expected a stage among joint, force, got 'x'"):
         train(recipe, backbone, encoder, prepared, out=tmp_path / "x", pushed=balls, only="x", quiet=True)
+
+
+def test_a_spike_of_the_physics_gradient_resets_the_weight_which_a_resumed_run_goes_on_with(
+    backbone, encoder, prepared, tmp_path, monkeypatch
+):
+    """At the fourth step the physics is a thousand times as loud; the run is stopped behind it and resumed."""
+    recipe = load_recipe(None, [*SMALL, "steps=9", "save_every=5", "weight.threshold=20", "weight.ramp_steps=4"])
+    honest, seen = Trainer.errors, []
+
+    def spiky(self, flows):
+        video, physics = honest(self, flows)
+        return video, physics * (1000.0 if len(seen) == 3 else 1.0)
+
+    def weigh(self, batch, progress):
+        terms = loss(self, batch, progress)
+        seen.append(progress.ramp("physics"))
+        return terms
+
+    loss = Trainer.loss
+    monkeypatch.setattr(Trainer, "errors", spiky)
+    monkeypatch.setattr(Trainer, "loss", weigh)
+    train(recipe, backbone, encoder, prepared, out=tmp_path / "whole", quiet=True)
+    whole = list(seen)
+    assert whole[:4] == [0.0, 0.25, 0.5, 0.75]
+    assert whole[4] == 0.0  # from the next step on
+    assert sorted(whole[4:]) == whole[4:]
+    seen.clear()
+    half = recipe.model_copy(update={"steps": 5})
+    train(half, backbone, encoder, prepared, out=tmp_path / "halves", quiet=True)
+    train(recipe, backbone, encoder, prepared, out=tmp_path / "halves", resume=True, quiet=True)
+    assert seen == whole
+
+
+def test_the_noise_control_needs_no_encoder_and_goes_on_from_frames(backbone, root, clips, tmp_path):
+    recipe = load_recipe(None, [*SMALL, "physics.kind=noise", "sampling.steps=1", "steps=1"])
+    data = prepare(recipe, backbone, None, root, quiet=True).data
+    assert data[0]["z"].shape == (8, 5, 4, 4)
+    assert torch.equal(data[0]["observed"][:, 1:3], data[0]["z"][:, :2])
+    adapter = fresh(recipe, backbone, data.basis, None)
+    film = sample(backbone, adapter, ["a ball"], [3], recipe, observed=clips[:1, :, :5])
+    assert film.shape == (1, 3, 17, 32, 32)
+    z = adapter.physics_latent()
+    assert z.shape == (1, 8, 5, 4, 4)
+
+
+def test_another_encoder_under_the_same_name_fills_the_cache_anew(backbone, encoder, root, prepared):
+    recipe = load_recipe(None, SMALL)
+    other = VJEPA2Encoder.tiny(seed=5)
+    assert phantom_data.producers(recipe, backbone, other) != phantom_data.producers(recipe, backbone, encoder)
+    fewer = recipe.model_copy(update={"data": recipe.data.model_copy(update={"clips": 8})})
+    assert prepare(fewer, backbone, other, root, quiet=True).computed == 8
+    assert prepare(fewer, backbone, encoder, root, quiet=True).computed == 0
+
+
+def test_a_bundle_samples_in_its_backbone_s_half_precision(backbone, encoder, prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(VJEPA2Encoder, "load", lambda *_, **__: encoder)
+    recipe = load_recipe(None, [*SMALL, "sampling.steps=2"])
+    adapter = fresh(recipe, backbone, prepared.basis, encoder)
+    with torch.no_grad():
+        for coupling in adapter.branch.couplings:
+            coupling.video.out.weight.normal_(0, 2.0)  # far louder than the rounding
+    half = load("world", dtype=torch.bfloat16)
+    save_bundle(adapter, half, tmp_path / "b")
+    loaded = load_adapter(tmp_path / "b", half)
+    types = {p.dtype for p in loaded.branch.couplings.parameters()}
+    assert types == {torch.bfloat16}
+    assert loaded.branch.stream.condition_embedder.time_embedder.linear_1.weight.dtype == torch.float32
+    prompts = ["a large blue ball is thrown to the left"]
+    near, exact = (sample(b, a, prompts, [3], recipe) for b, a in ((half, loaded), (backbone, adapter)))
+    base = sample(backbone, None, prompts, [3], recipe)
+    assert (near - exact).abs().mean() < 0.3 * (exact - base).abs().mean()

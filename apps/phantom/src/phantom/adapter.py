@@ -84,7 +84,9 @@ class PhantomAdapter(nn.Module):
 
     @classmethod
     def from_bundle(cls, bundle: Any, backbone: WanBackbone, *, recipe: Recipe | None = None) -> "PhantomAdapter":
-        """Build the adapter of a trained bundle; ValueError where its V-JEPA 2 is not to be had or is another one."""
+        """Build the adapter of a trained bundle, in the backbone's precision; ValueError where its V-JEPA 2 is missing
+        or another one.
+        """
         recipe = recipe or Recipe.model_validate(bundle.meta["config"])
         encoder = encoder_of(recipe)
         dim = bundle.tensors["basis"]["mean"].numel()
@@ -101,6 +103,8 @@ class PhantomAdapter(nn.Module):
             "made_for": {key: bundle.meta["backbone"][key] for key in ("id", "backbone_digest")},
             "steps": {stage["name"]: stage["steps"] for stage in bundle.meta["stages"]},
         }
+        if backbone.transformer.dtype != torch.float32:
+            adapter.branch.halve(backbone.transformer.dtype)
         return adapter.to(backbone.device).eval()
 
     def groups(self) -> dict[str, nn.Module]:

@@ -10,6 +10,7 @@ cannot pass a narrower network): our choice, as all sizes are.
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from diffusers import WanTransformer3DModel
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -75,6 +76,15 @@ class Branch(nn.Module):
             for _ in range(blocks)
         )
 
+    def halve(self, dtype: torch.dtype) -> None:
+        """Turn the weights into the half precision of the frozen model, for sampling; those that diffusers keeps in
+        float32 stay.
+        """
+        kept = tuple(self.stream._keep_in_fp32_modules or ())
+        for name, parameter in self.named_parameters():
+            if not any(part in name.split(".") for part in kept):
+                parameter.data = parameter.data.to(dtype)
+
     @property
     def stack(self) -> BlockStack:
         """The physics stream, block by block."""
@@ -99,7 +109,7 @@ class Branch(nn.Module):
                 f"expected a physics latent on the {video_grid[0]} latent times of the video, got {z.shape[2]}: encode"
                 " the same clip for both"
             )
-        dtype = next(self.stream.parameters()).dtype
+        dtype = self.stream.patch_embedding.weight.dtype
         per_token = timestep.repeat_interleave(z.shape[3] * z.shape[4], 1)
         tokens = self.stack.begin(hidden_states=z.to(dtype), timestep=per_token, encoder_hidden_states=text.to(dtype))
         if added is not None:
