@@ -219,7 +219,9 @@ def test_a_spike_of_the_physics_gradient_resets_the_weight_which_a_resumed_run_g
     backbone, encoder, prepared, tmp_path, monkeypatch
 ):
     """At the fourth step the physics is a thousand times as loud; the run is stopped behind it and resumed."""
-    recipe = load_recipe(None, [*SMALL, "steps=9", "save_every=5", "weight.threshold=20", "weight.ramp_steps=4"])
+    recipe = load_recipe(
+        None, [*SMALL, "steps=9", "save_every=5", "weight.threshold=20", "weight.ramp_steps=4", "weight.end=0.01"]
+    )
     honest, seen = Trainer.errors, []
 
     def spiky(self, flows):
@@ -236,7 +238,7 @@ def test_a_spike_of_the_physics_gradient_resets_the_weight_which_a_resumed_run_g
     monkeypatch.setattr(Trainer, "loss", weigh)
     train(recipe, backbone, encoder, prepared, out=tmp_path / "whole", quiet=True)
     whole = list(seen)
-    assert whole[:4] == [0.0, 0.25, 0.5, 0.75]
+    assert whole[:4] == pytest.approx([0.0, 0.0025, 0.005, 0.0075])  # so small that a weighted spike would not be felt
     assert whole[4] == 0.0  # from the next step on
     assert sorted(whole[4:]) == whole[4:]
     seen.clear()
@@ -269,18 +271,21 @@ def test_another_encoder_under_the_same_name_fills_the_cache_anew(backbone, enco
 
 def test_a_bundle_samples_in_its_backbone_s_half_precision(backbone, encoder, prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(VJEPA2Encoder, "load", lambda *_, **__: encoder)
-    recipe = load_recipe(None, [*SMALL, "sampling.steps=2"])
+    recipe = load_recipe(None, [*SMALL, "sampling.steps=1"])
     adapter = fresh(recipe, backbone, prepared.basis, encoder)
     with torch.no_grad():
-        for coupling in adapter.branch.couplings:
-            coupling.video.out.weight.normal_(0, 2.0)  # far louder than the rounding
+        for p in adapter.branch.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
     half = load("world", dtype=torch.bfloat16)
     save_bundle(adapter, half, tmp_path / "b")
     loaded = load_adapter(tmp_path / "b", half)
-    types = {p.dtype for p in loaded.branch.couplings.parameters()}
-    assert types == {torch.bfloat16}
+    assert {p.dtype for p in loaded.branch.couplings.parameters()} == {torch.bfloat16}
     assert loaded.branch.stream.condition_embedder.time_embedder.linear_1.weight.dtype == torch.float32
-    prompts = ["a large blue ball is thrown to the left"]
-    near, exact = (sample(b, a, prompts, [3], recipe) for b, a in ((half, loaded), (backbone, adapter)))
-    base = sample(backbone, None, prompts, [3], recipe)
-    assert (near - exact).abs().mean() < 0.3 * (exact - base).abs().mean()
+    assert bool(sample(half, loaded, ["a ball"], [3], recipe).isfinite().all())
+    batch, sigma = batch_of(prepared, 2), torch.full((2, 5), 0.5)
+    given = batch["latent"], batch["z"], sigma
+    with torch.no_grad():
+        wanted = adapter.velocities(*given, backbone.embed(["a ball"] * 2))
+        found = loaded.velocities(*given, half.embed(["a ball"] * 2))
+    for a, b in zip(wanted, found, strict=True):
+        assert (a - b).norm() < 0.08 * a.norm()

@@ -103,8 +103,9 @@ class PhantomAdapter(nn.Module):
             "made_for": {key: bundle.meta["backbone"][key] for key in ("id", "backbone_digest")},
             "steps": {stage["name"]: stage["steps"] for stage in bundle.meta["stages"]},
         }
-        if backbone.transformer.dtype != torch.float32:
-            adapter.branch.halve(backbone.transformer.dtype)
+        model: Any = backbone.transformer
+        if model.dtype != torch.float32:
+            adapter.branch.halve(model.dtype)
         return adapter.to(backbone.device).eval()
 
     def groups(self) -> dict[str, nn.Module]:
