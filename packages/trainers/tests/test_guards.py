@@ -2,7 +2,7 @@
 
 import warnings
 
-import processes
+import forked
 import pytest
 import torch
 import toy
@@ -90,7 +90,7 @@ def test_what_one_process_sees_in_its_router_stops_them_all(tmp_path):
         with pytest.raises(GuardStop, match=match):
             run(tmp_path, lambda _: {"log/router_entropy": 0.3 - 0.3 * rank}, guard=Guards(router="stop", **ONE))
 
-    assert processes.run(child) == [0, 0]
+    assert forked.run(child) == [0, 0]
 
 
 def test_a_group_without_a_gradient_stops_the_run_or_is_let_alone(tmp_path):

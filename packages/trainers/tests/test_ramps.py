@@ -6,7 +6,7 @@ import json
 import statistics
 import warnings
 
-import processes
+import forked
 import pytest
 import torch
 import toy
@@ -133,7 +133,7 @@ def test_two_processes_agree_with_each_other_and_with_one_on_the_joined_batch(tm
         fit(stages(groups, batch=4, spike=(10,)), groups, out=tmp_path / "two", save_every=2, log_every=1, quiet=True)
         torch.save({name: group.state_dict() for name, group in groups.items()}, tmp_path / f"end-{rank}.pt")
 
-    assert processes.run(child) == [0, 0]
+    assert forked.run(child) == [0, 0]
     ends = [torch.load(tmp_path / f"end-{rank}.pt", weights_only=True) for rank in range(2)]
     assert all(torch.equal(ends[0][name][key], value) for name in ends[1] for key, value in ends[1][name].items())
     lines = [json.loads(line) for line in (tmp_path / "two" / "log.jsonl").read_text().splitlines()]

@@ -13,7 +13,7 @@ import time
 import warnings
 from pathlib import Path
 
-import processes
+import forked
 import pytest
 import torch
 import toy
@@ -87,7 +87,7 @@ def run(child, engine, folder, *, processes=2, more=None):
         warnings.simplefilter("ignore")  # DeepSpeed's and gloo's own remarks
         child(rank)
 
-    return processes.run(quietly, processes=processes, environment=environment(engine, folder) | (more or {}))
+    return forked.run(quietly, processes=processes, environment=environment(engine, folder) | (more or {}))
 
 
 def parts(*, noisy=False):
@@ -336,7 +336,7 @@ def test_deepspeeds_own_adam_on_the_cpu_is_compiled_steps_as_one_process_and_res
     forced = {"zero_force_ds_cpu_optimizer": True}
     for out, steps, resume in (("whole", 6, False), ("cut", 3, False), ("cut", 6, True)):
         work = child(out, steps, resume)
-        assert processes.run(work, environment=environment(engine, tmp_path, **forced)) == [0, 0]
+        assert forked.run(work, environment=environment(engine, tmp_path, **forced)) == [0, 0]
     assert toy.equal(files(tmp_path / "cut"), files(tmp_path / "whole"))
     one = parts()
     fit(plain(one, batch_size=4, steps=6), one, out=tmp_path / "one", quiet=True)

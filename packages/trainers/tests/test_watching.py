@@ -9,8 +9,8 @@ import sys
 import types
 import warnings
 
+import forked
 import numpy as np
-import processes
 import pytest
 import torch
 import toy
@@ -137,8 +137,8 @@ def test_the_same_noise_meets_the_same_clips_whatever_the_number_of_processes(tm
 
         return work
 
-    assert processes.run(make("two")) == [0, 0]
-    assert processes.run(make("one"), processes=1) == [0]
+    assert forked.run(make("two")) == [0, 0]
+    assert forked.run(make("one"), processes=1) == [0]
     one, two = (lines(tmp_path / name)[-1]["held_out"]["mse"] for name in ("one", "two"))
     assert one == pytest.approx(two, rel=1e-6)
 
@@ -204,7 +204,7 @@ def test_every_process_may_write_its_share_of_the_samples(tmp_path):
 
         sampled(tmp_path, Sampling(write, every=3))
 
-    assert processes.run(child) == [0, 0]
+    assert forked.run(child) == [0, 0]
     for name in ("step-00000003", "step-00000005"):
         assert sorted(path.name for path in (tmp_path / "samples" / name).iterdir()) == ["a.txt", "b.txt", "c.txt"]
 
@@ -303,7 +303,7 @@ def test_a_bar_is_drawn_by_rich_on_a_terminal_and_by_the_first_process_alone(tmp
         parts = toy.groups()
         fit([toy.stage(parts)], parts, out=tmp_path / "two")
 
-    assert processes.run(child) == [0, 0]
+    assert forked.run(child) == [0, 0]
     shown = " ".join(capfd.readouterr().err.split())
     assert shown.count("a: 6/6") == 1
     assert "batch 4 x 1 accumulated x 2 processes (DDP) = 8" in shown
