@@ -39,6 +39,7 @@ class Refinement:
 class RefinementExpertBlock(nn.Module):
     """Token router, linear experts, and the head towards the categories.
 
+    >>> import torch
     >>> block = RefinementExpertBlock(dim=8, experts=4, k=2, labels=3, hidden=16)
     >>> x = torch.randn(1, 6, 8)
     >>> refined, refinement = block(x, (1, 2, 3))

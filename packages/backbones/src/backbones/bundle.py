@@ -28,8 +28,7 @@ from safetensors.torch import save as write_tensors
 from torch import Tensor, nn
 
 from backbones import hub, lora
-from backbones.block_adapter import BlockAdapter
-from backbones.contract import Adapter, Backbone
+from backbones.contract import Backbone
 
 __all__ = ["Bundle", "build", "check", "load", "pull", "push", "resolve", "save", "shipped"]
 
@@ -184,8 +183,11 @@ def check(bundle: Bundle, backbone: Backbone) -> None:
         )
 
 
-def build(bundle: Bundle, backbone: Backbone) -> Adapter | BlockAdapter:
-    """Check the bundle and make its adapter, whose class is found by entry point; ValueError names what to install."""
+def build(bundle: Bundle, backbone: Backbone) -> Any:
+    """Check the bundle and make its adapter, of the velocity or of the hidden states, its class found by entry point.
+
+    ValueError names what to install.
+    """
     check(bundle, backbone)
     found = entry_points(group=ADAPTERS, name=bundle.kind)
     if not found:

@@ -21,6 +21,7 @@ __all__ = ["recomputed"]
 def recomputed(groups: Mapping[str, nn.Module], patterns: Sequence[str]) -> Iterator[None]:
     """Recompute the modules that `patterns` (`fnmatch` over `group/module`) name while the block runs.
 
+    >>> import torch
     >>> net = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
     >>> with recomputed({"net": net}, ["net/0"]):
     ...     net(torch.ones(1, 2)).shape
