@@ -9,7 +9,6 @@ import torch
 
 import physworld
 from physworld.captions import VOCABULARY, words
-from prophy.bundles import PROPHY
 from prophy.evaluate import bootstrap
 from prophy.routers import paraphrases, refinement_report
 
@@ -37,7 +36,6 @@ def test_the_bootstrap_covers_clips_and_seeds():
     assert bootstrap(same, same, interval=False).low is None
 
 
-@pytest.mark.skipif(not (PROPHY / "bundle.json").exists(), reason="no bundle is shipped yet")
 def test_the_shipped_refinement_router_finds_the_phenomena():
     import backbones
     from prophy.generate import load_adapter
