@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bench import results
+from bench import published, results
 from bench.results import Comparison, Item, Metric, PromptSet, Rater, Result, System
 
 
@@ -91,3 +91,22 @@ def test_a_difference_is_clear_only_with_an_interval_beside_zero():
     assert between(-0.2, -0.1)
     assert not between(-0.1, 0.1)
     assert not between(None, None)
+
+
+def test_published_numbers_have_sources_and_never_one_name_for_two_experiments():
+    known = published.published()
+    joints = [b for b in known.blocks if "joint" in b.columns]
+    assert len({(b.prompt_set, b.rater, b.reading) for b in joints}) == len(joints)
+    wan = {b.name: row["joint"] for b in joints for row in b.rows if row["system"] == "Wan2.1-T2V-1.3B"}
+    assert sorted(float(v) for v in wan.values()) == [0.643, 24.8]  # two experiments under one name
+    assert {b.benchmark for b in known.blocks} == {"videophy", "videophy2", "vbench2", "phygenbench", "physics-iq"}
+
+
+def test_a_published_row_without_a_source_or_with_a_strange_column_is_refused():
+    block = published.published().blocks[0].model_dump()
+    for row in ({"system": "x"}, {"system": "x", "source": "wisa", "typo": 1.0}):
+        with pytest.raises(ValueError, match="expected"):
+            published.Block.model_validate({**block, "rows": (row,)})
+    lost = {"sources": {}, "blocks": [block]}
+    with pytest.raises(ValueError, match="expected sources"):
+        published.Published.model_validate(lost)

@@ -23,10 +23,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from bench import live
-from bench.compare import LEAST, Difference, by_mechanism
 from bench.generate import Made, Order, Setting, System, carry_out_all
-from bench.measure import REFERENCES, Scored
+from bench.measure import REFERENCES
 from physworld import MECHANISMS
+from physworld.evaluation import Scored
+from physworld.paired import LEAST, Difference, by_mechanism
 
 BASE = System("base")
 
@@ -248,10 +249,7 @@ def _about(system: System) -> dict[str, Any]:
 
 
 def _interval(difference: Difference) -> str:
-    if np.isnan(difference.low):
-        return f"{difference.mean:+.3f}"
-    text = f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
-    return f"{text} *" if difference.clear else text
+    return f"{difference} *" if difference.clear else str(difference)
 
 
 def _processor() -> str:

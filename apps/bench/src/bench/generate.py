@@ -15,12 +15,9 @@ from typing import Any
 
 import torch
 
-from bench.measure import REFERENCES, Scored, Videos, held_out_clips, references, score, to_bytes
-from physworld import MECHANISMS
+from bench.measure import REFERENCES, Videos, held_out_clips, references, to_bytes
+from physworld.evaluation import Scored, noise_seeds, score
 from physworld.metrics import Thresholds
-
-MOST_CLIPS = 1_000_000
-"""Seeds of one mechanism's noise lie closer together than this."""
 
 
 @dataclass(frozen=True)
@@ -67,24 +64,18 @@ class Order:
         return self.setting.clips * (1 if self.system else len(REFERENCES))
 
 
-def noise_seeds(setting: Setting, mechanism: str) -> list[int]:
-    """Give each clip its noise: the same for every system, another one for each clip."""
-    start = MOST_CLIPS * (len(MECHANISMS) * setting.seed + MECHANISMS.index(mechanism))
-    return [start + clip for clip in range(setting.clips)]
-
-
 def carry_out(order: Order) -> list[Made]:
     """Make and measure the clips of one order."""
     torch.set_num_threads(1)
     backbone = _backbone(order.setting.backbone)
     clips = held_out_clips(order.mechanism, order.setting.clips, order.setting.split)
+    prompts = [clip.caption for clip in clips]
     if order.system is None:
         sources = {name: make(clips) for name, make in references(backbone).items()}
     else:
-        prompts = [clip.caption for clip in clips]
         sources = {order.system.name: sample(backbone, order.system, prompts, order.setting, order.mechanism)}
     return [
-        Made(name, order.mechanism, videos, score(order.mechanism, clips, videos, Thresholds.load()))
+        Made(name, order.mechanism, videos, score(order.mechanism, prompts, videos, Thresholds.load()))
         for name, videos in sources.items()
     ]
 
@@ -97,7 +88,7 @@ def sample(backbone: Any, system: System, prompts: list[str], setting: Setting, 
         video = backbones.sample(
             backbone,
             prompts,
-            noise=backbones.noise(backbone, noise_seeds(setting, mechanism)),
+            noise=backbones.noise(backbone, noise_seeds(mechanism, setting.clips, setting.seed)),
             steps=setting.steps,
             guidance=setting.guidance,
         )

@@ -6,7 +6,6 @@ A metric that passes the controls measures nothing, except `reversed` where the 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 import physworld
-from physworld import Clip, controls, metrics
+from physworld import Clip, controls
 
 Videos = UInt8[np.ndarray, "n t h w 3"]
 REFERENCES = ("real", "VAE", "static", "reversed", "shuffled")
@@ -25,30 +24,6 @@ MAY_RUN_BACKWARDS = ("rigid_body", "elastic", "collision", "optical")
 """Mechanisms whose law holds with time turned round as well (collisions that bounce)."""
 BLIND = 0.10
 """Share of a control's clips that may pass before its gate counts as blind."""
-
-
-@dataclass(frozen=True)
-class Scored:
-    """The figures of one source's clips of one mechanism: gated passes (0 or 1), continuous scores, all measures."""
-
-    passes: tuple[float, ...]
-    scores: tuple[float, ...]
-    measures: tuple[dict[str, float], ...]
-
-    @property
-    def pass_share(self) -> float:
-        """Share of clips that pass every gate of their law."""
-        return float(np.mean(self.passes))
-
-    @property
-    def score(self) -> float:
-        """Mean score: each figure from 0 (as bad as shuffled frames) to 1 (at its floor)."""
-        return float(np.mean(self.scores))
-
-    def median(self, name: str) -> float:
-        """Median of one measure; NaN where no clip has it."""
-        values = [m[name] for m in self.measures if name in m and not np.isnan(m[name])]
-        return float(np.median(values)) if values else float("nan")
 
 
 def held_out_clips(mechanism: str, count: int, split: str = "test") -> list[Clip]:
@@ -74,16 +49,6 @@ def references(backbone: Any) -> dict[str, Callable[[list[Clip]], Videos]]:
         "reversed": stack(lambda clip: controls.reversed_(clip.video)),
         "shuffled": stack(lambda clip: controls.shuffled(clip.video, clip.seed)),
     }
-
-
-def score(mechanism: str, clips: list[Clip], videos: Videos, thresholds: metrics.Thresholds) -> Scored:
-    """Fit the law that each caption promises to what a video shows."""
-    measures = tuple(metrics.measure(clip.caption, video) for clip, video in zip(clips, videos, strict=True))
-    return Scored(
-        passes=tuple(float(thresholds.passes(mechanism, m)) for m in measures),
-        scores=tuple(float(thresholds.score(mechanism, m)) for m in measures),
-        measures=measures,
-    )
 
 
 def to_signed(videos: Videos) -> Float[Tensor, "n 3 t h w"]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.compare import Difference
+from physworld.paired import Difference
 
 INK = "#010203"
 FAINT = "#8c8c8c"
@@ -85,7 +85,7 @@ def difference_plot(comparisons: Sequence[Mapping[str, Difference]]) -> str:
             axes.axvline(0, color=INK, lw=0.8)
             for row, difference in zip(rows, compared.values(), strict=True):
                 style = {"color": COLOURS[index], "alpha": 1.0 if difference.clear else 0.55}
-                if np.isfinite(difference.low):
+                if difference.low is not None:
                     axes.plot([difference.low, difference.high], [row, row], lw=2, **style)
                 filled = style["color"] if difference.clear else "none"
                 axes.plot([difference.mean], [row], MARKERS[index], ms=6, mfc=filled, mec=style["color"])

@@ -16,10 +16,10 @@ from jaxtyping import UInt8
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bench import plots
-from bench.compare import LEAST, LEVEL, Difference, expected_by_chance, share_margin
 from bench.demo import Result, environment
-from bench.measure import BLIND, MAY_RUN_BACKWARDS, Scored, held_out_clips
+from bench.measure import BLIND, MAY_RUN_BACKWARDS, held_out_clips
 from physworld.metrics import Thresholds
+from physworld.paired import LEAST, LEVEL, Difference, expected_by_chance, share_margin
 from trainers import video
 
 SHOWN = 2
@@ -114,7 +114,7 @@ def headline(difference: Difference) -> str:
     >>> headline(Difference("PILA", "base", 0.01, -0.02, 0.04, 128))
     'PILA against base: no difference that 128 paired clips resolve (+0.010, 95 % interval −0.020 to +0.040).'
     """
-    if math.isnan(difference.low):
+    if difference.low is None or difference.high is None:
         few = f"{difference.n} paired clips are too few for an interval"
         return f"{difference.a} against {difference.b}: {_signed(difference.mean)}, and {few}."
     interval = f"{_signed(difference.mean)}, 95 % interval {_signed(difference.low)} to {_signed(difference.high)}"

@@ -79,7 +79,8 @@ class Item(Strict):
     """One video, or one question about a video, and its figures.
 
     `values` are numbers (a pass is 0 or 1; what could not be decided is null); `details` is whatever a reader may want
-    to look at: a rater's words, a fitted trajectory, the gates that failed. `id` is the same for every system that got
+    to look at: a rater's words, a fitted trajectory, the gates that failed. `pictures` are images and videos beside the
+    clip under their names: maps of experts, fields. `id` is the same for every system that got
     the same prompt, and for paired comparison `seed` is the seed of the noise.
     """
 
@@ -87,6 +88,7 @@ class Item(Strict):
     group: str = ""
     prompt: str = ""
     video: Inside | None = None
+    pictures: dict[str, Inside] = {}
     seed: int | None = None
     values: dict[str, Number] = {}
     details: dict[str, JsonValue] = {}
