@@ -18,6 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from bench import plots
 from bench.demo import Result, environment
 from bench.measure import BLIND, MAY_RUN_BACKWARDS, held_out_clips
+from physworld.evaluation import Scored
 from physworld.metrics import Thresholds
 from physworld.paired import LEAST, LEVEL, Difference, expected_by_chance, share_margin
 from trainers import video

@@ -3,8 +3,8 @@
 from importlib.metadata import version
 
 from physworld import captions, controls, metrics
-from physworld.clip import FPS, FRAMES, MECHANISMS, SIZE, SLOTS, SPLITS, Clip
-from physworld.simulation import caption, parameters, simulate, simulate_many
+from physworld.clip import FPS, FRAMES, MECHANISMS, SIZE, SLOTS, SPLITS, Clip, scale_of
+from physworld.simulation import caption, code, parameters, simulate, simulate_many
 
 __all__ = [
     "FPS",
@@ -17,9 +17,11 @@ __all__ = [
     "__version__",
     "caption",
     "captions",
+    "code",
     "controls",
     "metrics",
     "parameters",
+    "scale_of",
     "simulate",
     "simulate_many",
 ]

@@ -105,6 +105,20 @@ class Clip:
         }
 
 
+def scale_of(frames: int, height: int, width: int) -> int:
+    """How many times larger than its smallest the world is drawn in clips of this size; ValueError where it makes none.
+
+    >>> scale_of(17, 64, 64)
+    2
+    """
+    if height != width or height % SIZE or height < SIZE or frames != FRAMES:
+        raise ValueError(
+            f"expected {FRAMES} square frames of {SIZE}, {2 * SIZE}, ... px of the simulated world, got {frames} of "
+            f"{height} x {width}; change frames, height and width"
+        )
+    return height // SIZE
+
+
 NO_DYNAMICS = "no obvious dynamic phenomenon"
 NO_THERMODYNAMICS = "no obvious thermodynamic phenomenon"
 NO_OPTICS = "no obvious optical phenomenon"

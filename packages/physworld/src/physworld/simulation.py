@@ -4,7 +4,10 @@ A clip's random numbers come from `default_rng([mechanism index, split offset, s
 clip, a clip does not depend on its neighbours in a batch, and `scale` changes the drawing only.
 """
 
+import hashlib
 from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,9 @@ from physworld.mechanism import module
 BATCH = 64
 LABELS = {"collision": ("collision", "rigid_body"), "phase_change": ("phase_change", "thermal")}
 """Mechanisms that carry a second label."""
+
+NOT_OF_CLIPS = ("__init__.py", "controls.py", "evaluation.py", "metrics.py", "paired.py")
+"""Files that no clip depends on."""
 
 
 def simulate(mechanism: str, seed: int, *, split: str = "train", scale: int = 1) -> Clip:
@@ -73,6 +79,19 @@ def simulate_many(mechanism: str, seeds: Iterable[int], *, split: str = "train",
                 )
             )
     return clips
+
+
+@cache
+def code(*also: str) -> str:
+    """Digest of the source that clips are made by: where it changes, clips may. Caches of them carry it in their keys.
+
+    `also` names files that a result depends on besides, such as `metrics.py`.
+    """
+    sha = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        if file.name not in NOT_OF_CLIPS or file.name in also:
+            sha.update(file.read_bytes())
+    return sha.hexdigest()
 
 
 def _key(mechanism: str, split: str, seed: int) -> list[int]:
