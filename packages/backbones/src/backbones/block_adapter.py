@@ -55,6 +55,7 @@ class BlockAdapter(Protocol):
     - `seams`: names of what the adapter wants to do inside blocks, `after_self_attention(k, a, tokens, state)` and
       `after_cross_attention(k, h, tokens, state)`, each giving its tensor back (`backbones.blocks` says what they are);
     - `block(k, tokens, state, stack)`: runs block k itself (`lockstep` of two streams) and gives (tokens, state);
+    - `end(tokens, state, stack)`: gives the model's output itself, in its own layout (other weights, two heads);
     - `token_wise = True`: nothing mixes tokens, so a shard of them is as good as all (context parallel).
 
     With gradient checkpointing a block and its seams run twice: a seam must not change anything but its result.
@@ -103,7 +104,7 @@ def through_blocks(
                 f" {tuple(changed.h.shape)} {changed.h.dtype} from {adapter.kind}: cast what is added to `tokens.h`"
             )
         tokens = changed
-    return stack.end(tokens)
+    return adapter.end(tokens, state, stack) if hasattr(adapter, "end") else stack.end(tokens)
 
 
 def at_seam(function: Any, k: int, state: Any) -> Any:
