@@ -43,7 +43,8 @@ class Space:
         flat = points.reshape(-1, 3)
         low, high = np.percentile(flat[np.isfinite(flat).all(1)], (2, 98), axis=0)
         high = np.maximum(high, low + 1e-3 * np.maximum(np.abs(low), 1e-3))  # a flat scene has bounds, too
-        return cls(tuple(map(float, low)), tuple(map(float, high)), float(focal_px))
+        (x0, y0, z0), (x1, y1, z1) = low.tolist(), high.tolist()
+        return cls((x0, y0, z0), (x1, y1, z1), float(focal_px))
 
     def normalised(self, points: Float[np.ndarray, "*s 3"]) -> Float[np.ndarray, "*s 3"]:
         """X, Y, Z within the bounds as 0..1, clipped."""
@@ -151,7 +152,7 @@ def _between(
     if not len(places):
         return np.zeros((0, values.shape[1]), np.float32)
     k = min(NEIGHBOURS, len(at))
-    distance, index = KDTree(at).query(places, k=range(1, k + 1))
+    distance, index = KDTree(at).query(places, k=list(range(1, k + 1)))  # pyright: ignore[reportArgumentType]
     weight = 1 / (np.square(distance) + 1e-3)
     weight /= weight.sum(1, keepdims=True)
     return np.einsum("mk,mkc->mc", weight, values[index]).astype(np.float32)

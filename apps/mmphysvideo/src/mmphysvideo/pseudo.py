@@ -38,9 +38,9 @@ TIME_FLOOR = 0.25
 WIDTH_PX = (1.5, 8.0)
 """Bounds of the width of the neighbourhood in which a decoded track is fitted, a third of a subject's size: our
 choice."""
-STEPS, DAMPING, RIM, STRAY = 3, 0.05, 0.1, 0.3
-"""Newton's steps, their damping (slopes are about 1 where X, Y are pixels), the weight of a mask's outermost pixels,
-and how far a local slope is expected to stray from the subject's: our choice."""
+STEPS, DAMPING, RIM_PX = 3, 0.05, 5.0
+"""Newton's steps, their damping (slopes are about 1 where X, Y are pixels), and how deep a codec's mixing of colours
+reaches into a subject: our choice."""
 PIXELS = 4096
 """At most so many pixels of a subject are looked at in a frame when tracks are decoded."""
 
@@ -264,9 +264,9 @@ def _followed(
             start = queries.position[chosen, t0]
             if not (masks[t0] == label).any():
                 continue
-            wanted, slope, width = _colour_at(masks[t0] == label, place[t0], start)
+            wanted, width = _colour_at(masks[t0] == label, place[t0], start)
             for t in range(t0, frames):
-                at, seen = _fitted(masks[t] == label, place[t], wanted, slope, width)
+                at, seen = _fitted(masks[t] == label, place[t], wanted, width)
                 position[chosen, t], visible[chosen, t] = at, seen
     return Tracks(position, visible, queries.subject)
 
@@ -291,23 +291,16 @@ def _grid(masks: UInt8[np.ndarray, "t h w"], stride: int) -> Tracks:
 
 def _colour_at(
     mask: Bool[np.ndarray, "h w"], place: Float[np.ndarray, "h w 3"], start: Float32[np.ndarray, "n 2"]
-) -> tuple[Float[np.ndarray, "n 3"], Float[np.ndarray, "2 3"], float]:
-    """The colour (a place) at each start, fitted over its neighbourhood; the slope of the colour over the whole
-    subject, and the neighbourhood's width."""
+) -> tuple[Float[np.ndarray, "n 3"], float]:
+    """The colour (a place) at each start, fitted over its neighbourhood, and that neighbourhood's width."""
     pixels, inner = _pixels(mask)
     width = float(np.clip(np.sqrt(mask.sum()) / 3, *WIDTH_PX))
-    values = place[tuple(pixels.T)].astype(float)
-    _, whole = _plane(pixels, values, inner[None], pixels.mean(0)[None], np.zeros((2, 3)))
     weight = inner * np.exp(-np.square(start[:, None] - pixels[None]).sum(-1) / (2 * width**2))
-    return _plane(pixels, values, weight, start.astype(float), whole[0])[0], whole[0], width
+    return _plane(pixels, place[tuple(pixels.T)].astype(float), weight, start.astype(float))[0], width
 
 
 def _fitted(
-    mask: Bool[np.ndarray, "h w"],
-    place: Float[np.ndarray, "h w 3"],
-    wanted: Float[np.ndarray, "n 3"],
-    slope: Float[np.ndarray, "2 3"],
-    width: float,
+    mask: Bool[np.ndarray, "h w"], place: Float[np.ndarray, "h w 3"], wanted: Float[np.ndarray, "n 3"], width: float
 ) -> tuple[Float[np.ndarray, "n 2"], Bool[np.ndarray, " n"]]:
     """Where each wanted colour is in a frame, and whether anything like it is there.
 
@@ -326,43 +319,31 @@ def _fitted(
     for _ in range(STEPS):
         apart = np.square(at[:, None] - pixels[None]).sum(-1)
         near = np.exp(-(apart - apart.min(1, keepdims=True)) / (2 * width**2)) * same
-        level, rise = _plane(pixels, colours, near, at, slope)
-        damped = np.einsum("nac,nbc->nab", rise, rise) + DAMPING * np.eye(2)
-        step = np.linalg.solve(damped, np.einsum("nac,nc->na", rise, wanted - level)[..., None])[..., 0]
+        level, slope = _plane(pixels, colours, near, at)
+        damped = np.einsum("nac,nbc->nab", slope, slope) + DAMPING * np.eye(2)
+        step = np.linalg.solve(damped, np.einsum("nac,nc->na", slope, wanted - level)[..., None])[..., 0]
         length = np.linalg.norm(step, axis=-1, keepdims=True)
         at = np.clip(at + step * np.minimum(1, width / np.maximum(length, 1e-9)), -0.5, np.array(mask.shape) - 0.5)
     return at, nearest[:, 0] < np.square(2 * width)
 
 
 def _pixels(mask: Bool[np.ndarray, "h w"]) -> tuple[np.ndarray, Float[np.ndarray, " m"]]:
-    """Places of a mask's pixels and how much each counts: the rim, where a codec mixes colours, little."""
+    """Places of a mask's pixels and how much each counts: little near the rim, where a codec mixes colours."""
     inner: Any = ndimage.distance_transform_edt(np.pad(mask, 1))
+    inner = inner[1:-1, 1:-1]
     pixels = np.argwhere(mask)
     pixels = pixels[:: max(1, -(-len(pixels) // PIXELS))]
-    return pixels, np.where(inner[1:-1, 1:-1][tuple(pixels.T)] < 2, RIM, 1.0)
+    depth = np.minimum(inner[tuple(pixels.T)] / min(inner.max(initial=1.0), RIM_PX), 1.0)
+    return pixels, depth**4
 
 
 def _plane(
-    pixels: np.ndarray,
-    values: Float[np.ndarray, "m c"],
-    weight: Float[np.ndarray, "n m"],
-    at: Float[np.ndarray, "n 2"],
-    slope: Float[np.ndarray, "2 c"],
+    pixels: np.ndarray, values: Float[np.ndarray, "m c"], weight: Float[np.ndarray, "n m"], at: Float[np.ndarray, "n 2"]
 ) -> tuple[Float[np.ndarray, "n c"], Float[np.ndarray, "n 2 c"]]:
-    """Value and slope at each place of the plane fitted to weighted values.
-
-    The slope is drawn to the given one, the more the noisier and fewer the values are: the posterior mean for a slope
-    that strays from it by `STRAY`.
-    """
-    weight = weight / weight.sum(1, keepdims=True)
+    """Value and slope at each place of the plane fitted to weighted values."""
+    weight = weight / np.maximum(weight.sum(1, keepdims=True), 1e-30)
     centre, mean = weight @ pixels, weight @ values
     gap = pixels[None] - centre[:, None]
-    moment = np.einsum("nm,nma,nmb->nab", weight, gap, gap)
-    rise = np.einsum("nm,nma,nmc->nac", weight, gap, values[None] - mean[:, None])
-    square = np.einsum("nm,nmc->n", weight, np.square(values[None] - mean[:, None]))
-    guess = np.linalg.solve(moment + 0.05 * np.eye(2), rise)
-    noise = np.maximum(square - np.einsum("nac,nac->n", guess, rise), 0) / values.shape[1]
-    ridge = noise * np.square(weight).sum(1) / STRAY**2 + 1e-3
-    drawn = rise + ridge[:, None, None] * slope
-    slopes = np.linalg.solve(moment + ridge[:, None, None] * np.eye(2), drawn)
-    return mean + np.einsum("na,nac->nc", at - centre, slopes), slopes
+    moment = np.einsum("nm,nma,nmb->nab", weight, gap, gap) + 1e-3 * np.eye(2)
+    slope = np.linalg.solve(moment, np.einsum("nm,nma,nmc->nac", weight, gap, values[None] - mean[:, None]))
+    return mean + np.einsum("na,nac->nc", at - centre, slope), slope

@@ -54,7 +54,7 @@ def _bodies(clip: Clip) -> tuple[UInt8[np.ndarray, "t h w"], Tracks, tuple[str, 
     if clip.scenario == "lattice":  # one block, seen through its beads
         radii, who, names = np.full(centres.shape[1], BEAD_RADIUS), np.ones(centres.shape[1], int), ("block",)
     else:
-        radii = np.ravel(p.get("radii", p.get("radius")))
+        radii = np.ravel(p["radii"] if "radii" in p else p["radius"])
         who = np.arange(1, len(radii) + 1)
         sizes = p.get("sizes", [p.get("size", "")])
         colours = p.get("colours", [p.get("colour")])
