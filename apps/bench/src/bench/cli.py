@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from bench import commands_physics
+
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console() if sys.stdout.isatty() else Console(width=118)  # a pipe has no width: do not wrap tables
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -30,6 +32,9 @@ def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(1) from None
 
     return run
+
+
+app.add_typer(commands_physics.commands)
 
 
 @app.callback()
