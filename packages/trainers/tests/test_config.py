@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from trainers import EMA, Config, Length, Optim, Ramp, dump_config, load_config
+from trainers import EMA, Config, Length, Optim, Ramp, dump_config, find_recipe, load_config, override
 
 
 class Data(Config):
@@ -206,3 +206,29 @@ def test_a_date_is_a_word(tmp_path):
     assert load_config(Named, path).name == "2020-01-01"
     dump_config(load_config(Named, path), tmp_path / "b.yaml")
     assert load_config(Named, tmp_path / "b.yaml").name == "2020-01-01"
+
+
+def test_a_config_that_is_there_takes_overrides_as_a_file_does_and_names_them_when_they_are_wrong():
+    recipe = Recipe(ramps={"rise": Ramp(0.0, 1.0, to_step=3)}, parts=(Part(name="a"),))
+    changed = override(recipe, ["data.fps=24", "parts.0.optim.lr=0.5"])
+    assert (changed.data.fps, changed.parts[0].optim.lr, changed.ramps) == (24.0, 0.5, recipe.ramps)
+    assert override(recipe, []) is recipe
+    with pytest.raises(ValueError, match=r"--set data\.fbs=24 is not a valid Recipe:\n.*did you mean 'fps'"):
+        override(recipe, ["data.fbs=24"])
+
+
+def test_a_recipe_is_found_by_path_and_by_its_name_among_the_shipped_ones(tmp_path, monkeypatch):
+    shipped = tmp_path / "recipes"
+    shipped.mkdir()
+    for name in ("tiny", "wan2.1-1.3b"):
+        put(shipped, f"{name}.yaml", {})
+    own = put(tmp_path, "mine.yaml", {})
+    assert find_recipe(None, shipped) == shipped / "tiny.yaml"
+    assert find_recipe("wan2.1-1.3b", shipped) == shipped / "wan2.1-1.3b.yaml"
+    assert find_recipe("wan2.1-1.3b.yaml", shipped) == shipped / "wan2.1-1.3b.yaml"
+    assert find_recipe(str(own), shipped) == own
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path, "tiny.yaml", {})
+    assert find_recipe("tiny.yaml", shipped).resolve() == tmp_path / "tiny.yaml"  # one's own file wins
+    (tmp_path / "wan2.1-1.3b").mkdir()  # a folder is no recipe
+    assert find_recipe("wan2.1-1.3b", shipped) == shipped / "wan2.1-1.3b.yaml"

@@ -185,3 +185,20 @@ def test_the_aspect_is_cropped_around_the_centre_and_the_area_averaged():
     assert (cut.frames == 75).all()
     odd = video.clip(Decoded(noise(1, 37, 53), np.zeros(1)), ClipSpec(1, 16, 32, 32))
     assert odd.frames.shape == (1, 32, 32, 3)
+
+
+def test_bytes_go_to_the_models_range_and_back_unchanged_whatever_the_batch():
+    frames = noise(h=4)
+    for films in (frames, frames[None], np.stack([frames, frames[::-1]])[None]):
+        signed = video.from_bytes(films)
+        assert signed.shape == (*films.shape[:-4], 3, *films.shape[-4:-1])
+        assert float(signed.abs().max()) <= 1
+        assert np.array_equal(video.to_bytes(signed), films)
+    assert video.to_bytes(video.from_bytes(frames).bfloat16()).dtype == np.uint8
+
+
+def test_an_mp4_is_named_with_or_without_its_suffix_and_nothing_else_is(tmp_path):
+    assert video.named(tmp_path / "a") == video.named(tmp_path / "a.mp4") == tmp_path / "a.mp4"
+    for wrong in (tmp_path, tmp_path / "a.gif"):
+        with pytest.raises(ValueError, match="expected the name of an mp4"):
+            video.named(wrong)

@@ -3,10 +3,11 @@
 from importlib.metadata import version
 
 from . import cache, checkpoint, data, show, video
+from .atomic import write_bytes, write_text
 from .buckets import Buckets, sizes_of
 from .cache import Cache
 from .clips import Clips
-from .config import Config, did_you_mean, dump_config, load_config
+from .config import Config, did_you_mean, dump_config, find_recipe, load_config, override
 from .curves import report
 from .data import Filters, InMemory, Record, Skipped, collate, read_records
 from .groups import named_groups
@@ -63,13 +64,17 @@ __all__ = [
     "did_you_mean",
     "dump_config",
     "expected_resets",
+    "find_recipe",
     "fit",
     "load_config",
     "named_groups",
+    "override",
     "read_records",
     "report",
     "show",
     "sizes_of",
     "video",
+    "write_bytes",
+    "write_text",
 ]
 __version__ = version("phystrainers")

@@ -11,7 +11,6 @@ field that is a flag still takes `yes`), so that none becomes a number in silenc
 
 import dataclasses
 import difflib
-import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,7 +20,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ArgsKwargs, PydanticCustomError
 
-__all__ = ["Config", "did_you_mean", "dump_config", "load_config"]
+from .atomic import write_text
+
+__all__ = ["Config", "did_you_mean", "dump_config", "find_recipe", "load_config", "override"]
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -104,25 +105,46 @@ def load_config(cls: type[C], path: str | Path | None, overrides: Sequence[str] 
     Raises ValueError with the file, the dotted path of every key that is wrong, and what was expected there.
     """
     tree = _read(Path(path), ()) if path is not None else {}
-    for override in overrides:
-        _override(tree, override)
-    try:
-        return cls.model_validate(tree)
-    except ValidationError as error:
-        where = f"{path}" if path is not None else cls.__name__
-        raise ValueError("\n".join([f"{where} is not a valid {cls.__name__}:", *map(_line, error.errors())])) from None
+    return _checked(cls, tree, overrides, where=f"{path}" if path is not None else cls.__name__)
+
+
+def override(config: C, overrides: Sequence[str]) -> C:
+    """Apply overrides such as `optim.lr=1e-4` to a config that is there, and check it as `load_config` does.
+
+    >>> class Recipe(Config):
+    ...     steps: int = 5
+    >>> override(Recipe(), ["steps=10"]).steps
+    10
+    """
+    if not overrides:
+        return config
+    return _checked(type(config), config.model_dump(mode="json"), overrides, where=f"--set {' '.join(overrides)}")
+
+
+def find_recipe(name: str | Path | None, shipped: Path) -> Path:
+    """Find a recipe by its path, or by its name among the shipped ones (none: `tiny`).
+
+    >>> find_recipe(None, Path("recipes")).as_posix()
+    'recipes/tiny.yaml'
+    """
+    source = shipped / "tiny.yaml" if name is None else Path(name)
+    known = shipped / f"{source.name.removesuffix('.yaml')}.yaml"
+    return known if not source.is_file() and known.is_file() else source
 
 
 def dump_config(config: BaseModel, path: str | Path) -> None:
     """Write the resolved config as YAML that `load_config` reads back to an equal one; the file appears whole or not at
     all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    part.write_text(
-        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8"
-    )
-    part.replace(path)
+    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+
+def _checked(cls: type[C], tree: dict[Any, Any], overrides: Sequence[str], *, where: str) -> C:
+    for one in overrides:
+        _override(tree, one)
+    try:
+        return cls.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError("\n".join([f"{where} is not a valid {cls.__name__}:", *map(_line, error.errors())])) from None
 
 
 def _line(error: Any) -> str:

@@ -1,12 +1,16 @@
 """A plan as people read it: three tables and what they rest on, at 120 columns."""
 
+from collections.abc import Iterable
+
 from rich.console import Console
 from rich.table import Table
 
 from .dryrun import Work
 from .plan import Plan
+from .ramps import Ramp
+from .stage import Stage
 
-__all__ = ["show"]
+__all__ = ["show", "stages"]
 
 GIB = 2**30
 
@@ -31,6 +35,21 @@ def show(plan: Plan, console: Console) -> None:
     _cache(plan, console)
     if job.reported:
         console.print(job.reported)
+
+
+def stages(plan: Iterable[Stage]) -> Table:
+    """Say in a row a stage its steps, batch, groups with their learning rates, and ramps."""
+    table = Table("stage", "steps", "batch", "groups (learning rate)", "ramps")
+    for stage in plan:
+        rates = ", ".join(f"{name} {stage.optim.lr * factor:g}" for name, factor in stage.groups.items())
+        late = ", ".join(f"{name} from step {step}" for name, step in stage.unfreeze.items())
+        ramps = ", ".join(
+            f"{name} to {ramp.end:g} by {ramp.to_step}" if isinstance(ramp, Ramp) else f"{name} to {ramp.end:g}"
+            for name, ramp in stage.ramps.items()
+        )
+        batch = f"{stage.batch_size} x {stage.accumulate}"
+        table.add_row(stage.name, str(stage.length.steps), batch, "; ".join(filter(None, (rates, late))), ramps)
+    return table
 
 
 def _steps(plan: Plan) -> Table:

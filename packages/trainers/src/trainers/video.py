@@ -18,7 +18,8 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64, UInt8
+from jaxtyping import Float, Float64, Int64, UInt8
+from torch import Tensor
 
 from .decode import Decoded, Header, VideoError, choose, probe, rate, read, which
 from .guards import TrainingWarning
@@ -29,13 +30,17 @@ __all__ = [
     "Header",
     "VideoError",
     "clip",
+    "enlarged",
     "even_times",
+    "from_bytes",
     "jitter",
     "load",
+    "named",
     "pick",
     "probe",
     "read",
     "room",
+    "to_bytes",
     "which",
     "write",
 ]
@@ -129,6 +134,46 @@ def write(
     finally:
         part.unlink(missing_ok=True)
     return path
+
+
+def named(out: str | Path) -> Path:
+    """Give the mp4 that `out` asks for: the suffix may be left out; ValueError for a folder or another format.
+
+    >>> named("film").as_posix()
+    'film.mp4'
+    """
+    out = Path(out)
+    if out.is_dir() or out.suffix not in ("", ".mp4"):
+        raise ValueError(f"expected the name of an mp4 to write, such as {out.with_suffix('')}.mp4, got {out}")
+    return out.with_suffix(".mp4")
+
+
+def to_bytes(films: Float[Tensor, "*b 3 t h w"]) -> UInt8[np.ndarray, "*b t h w 3"]:
+    """Turn the models' range [-1, 1], colour first, into bytes, colour last; one film or any batch of them.
+
+    >>> to_bytes(torch.tensor([-1.0, 0.5, 2.0]).reshape(3, 1, 1, 1)).tolist()
+    [[[[0, 191, 255]]]]
+    """
+    pixels = ((films.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return pixels.movedim(-4, -1).contiguous().cpu().numpy()
+
+
+def from_bytes(films: UInt8[np.ndarray, "*b t h w 3"]) -> Float[Tensor, "*b 3 t h w"]:
+    """Turn bytes, colour last, into the models' range [-1, 1], colour first; one film or any batch of them.
+
+    >>> from_bytes(np.array([[[[0, 127, 255]]]], np.uint8)).flatten().tolist()
+    [-1.0, -0.003921568393707275, 1.0]
+    """
+    return torch.from_numpy(np.ascontiguousarray(films)).movedim(-1, -4).contiguous().float() / 127.5 - 1
+
+
+def enlarged(height: int, least: int = 256) -> int:
+    """By what factor a tiny video is enlarged so that a player shows it (256 px: our choice).
+
+    >>> enlarged(32), enlarged(480)
+    (8, 1)
+    """
+    return max(1, -(-least // height))
 
 
 def even_times(frames: int, fps: float | int) -> Float64[np.ndarray, " t"]:
