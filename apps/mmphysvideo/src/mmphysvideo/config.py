@@ -5,30 +5,31 @@ real sizes. Of the paper abstract, page and digests are known, no number: nearly
 from the code of VideoREPA says so. Noise levels: sigma in [0, 1], 1 is noise. Blocks count from 0.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from trainers import Config, Optim
+from mmphysvideo.pseudo import Modality
+from trainers import Config, Optim, find_recipe, load_config
 
 __all__ = [
     "RECIPES",
     "Align",
     "Data",
     "Links",
-    "Modality",
     "Noise",
     "Recipe",
     "Student",
     "Teacher",
     "Way",
     "Weights",
+    "load_recipe",
 ]
 
 RECIPES = Path(__file__).parent / "recipes"
 
-Modality = Literal["unified", "xyz", "seg", "track"]
 Way = Literal["both", "to_rgb", "to_perception", "none"]
 
 
@@ -148,3 +149,8 @@ class Recipe(Config):
                 "expected data.perception=experts for data.checked=true: the simulator's own perception fails no check"
             )
         return self
+
+
+def load_recipe(name: str | None = None, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by the name of a shipped one or by path (none: `tiny`), then apply overrides such as `batch=2`."""
+    return load_config(Recipe, find_recipe(name, RECIPES), overrides)

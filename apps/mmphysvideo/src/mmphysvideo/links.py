@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from backbones import BlockStack, Tokens
 from mmphysvideo.config import Way
 
-__all__ = ["Channels", "Links", "Tasks"]
+__all__ = ["Channels", "Links", "Tasks", "applied"]
 
 
 class Links(nn.Module):
@@ -42,9 +42,9 @@ class Links(nn.Module):
         """Join the states behind block k."""
         name, new_rgb, new_perception = str(k), rgb, perception
         if name in self.to_rgb:
-            new_rgb = rgb + self.to_rgb[name](perception.float()).to(rgb.dtype)
+            new_rgb = rgb + applied(self.to_rgb[name], perception)
         if name in self.to_perception:
-            new_perception = perception + self.to_perception[name](rgb.float()).to(rgb.dtype)
+            new_perception = perception + applied(self.to_perception[name], rgb)
         return new_rgb, new_perception
 
 
@@ -80,6 +80,11 @@ class Channels(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.into, self.out = _zero(dim), _zero(dim)
+
+
+def applied(linear: nn.Module, h: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    """A layer in its own precision, given back in that of the stream."""
+    return linear(h.to(linear.weight.dtype)).to(h.dtype)
 
 
 def _zero(dim: int) -> nn.Linear:

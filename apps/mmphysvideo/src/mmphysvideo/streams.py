@@ -22,11 +22,10 @@ __all__ = ["Stream", "diffusion", "levels"]
 
 @dataclass(frozen=True)
 class Stream:
-    """A transformer of a backbone's architecture with weights of its own; `dtype` is that of its inputs."""
+    """A transformer of a backbone's architecture with weights of its own."""
 
     backbone: Any
     model: Any
-    dtype: torch.dtype
 
     @property
     def stack(self) -> BlockStack:
@@ -42,11 +41,12 @@ class Stream:
         timestep: Tensor | None = None,
     ) -> Tokens:
         """Embed a noisy latent; `timestep` is the call's own where a pipeline asks, else that of sigma."""
-        x, text = x_s.to(self.dtype), text.to(self.dtype)
+        dtype = self.model.dtype
+        x, text = x_s.to(dtype), text.to(dtype)
         if self.backbone.spec.prediction == "flow":
             timestep = self._timestep(x_s, sigma) if timestep is None else timestep
             return self.stack.begin(hidden_states=x, timestep=timestep, encoder_hidden_states=text)
-        x = (paths.spread(paths.v_scale(sigma), x_s) * x_s).to(self.dtype)
+        x = (paths.spread(paths.v_scale(sigma), x_s) * x_s).to(dtype)
         rotary = None
         if self.model.config.use_rotary_positional_embeddings:
             height, width = (n * s for n, s in zip(x_s.shape[3:], self.backbone.spec.latent.stride[1:], strict=True))

@@ -43,8 +43,7 @@ class Student(nn.Module):
     def __init__(self, recipe: Recipe, backbone: Any, weights: dict[str, Tensor]) -> None:
         super().__init__()
         self.recipe, self.backbone, self.state = recipe, backbone, weights
-        model = plain(backbone, recipe.student.weights, weights)
-        self.stream = Stream(backbone, model, model.dtype)
+        self.stream = Stream(backbone, plain(backbone, recipe.student.weights, weights))
         self.origin: dict[str, Any] = {}  # of a loaded bundle
 
     @property
@@ -53,7 +52,7 @@ class Student(nn.Module):
         return self.stream.model
 
     def groups(self) -> dict[str, nn.Module]:
-        """What a bundle keeps is the trained state, which a merged model no longer tells: see `state`."""
+        """Nothing that a bundle could be made of: a merged model no longer tells what was trained (see `state`)."""
         return {}
 
     def prepare(self, prompts: list[str], text: Text) -> None:
@@ -147,7 +146,8 @@ class Learner(nn.Module):
         a = self.recipe.student.align
         assert self.projector is not None
         grid: Any = tuple(target.shape[1:4])
-        said, flat = self.projector(relations.on_grid(own, grid)), target.flatten(1, 3)
+        dtype = self.projector[0].weight.dtype
+        said, flat = self.projector(relations.on_grid(own, grid).to(dtype)), target.flatten(1, 3)
         if a.kind == "cosine":
             return relations.cosine(said, flat)
         return relations.relations(said, flat, margin=a.margin, rows=a.rows)

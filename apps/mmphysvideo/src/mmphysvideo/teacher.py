@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from backbones import BlockStack, Call, Text, Tokens, blocks_of
 from mmphysvideo.config import Recipe
-from mmphysvideo.links import Channels, Links, Tasks
+from mmphysvideo.links import Channels, Links, Tasks, applied
 from mmphysvideo.weights import trainable
 
 __all__ = ["Pair", "Teacher"]
@@ -138,7 +138,7 @@ class Teacher(nn.Module):
                 perception.begin(q, top, text, timestep=high),
             )
         if self.channels is not None:
-            h = parts[0].h + self.channels.into(parts[1].h.float()).to(parts[0].h.dtype)
+            h = parts[0].h + applied(self.channels.into, parts[1].h)
             return Pair((replace(parts[0], h=h),), x, q, sigma)
         assert self.tasks is not None
         streams = torch.eye(2, device=x.device).repeat_interleave(len(x), 0)
@@ -171,7 +171,7 @@ class Teacher(nn.Module):
         first, last = self.streams[0].stack, self.streams[-1].stack
         if self.channels is not None:
             (s,) = pair.parts
-            own = replace(s, h=s.h + self.channels.out(s.h.float()).to(s.h.dtype))
+            own = replace(s, h=s.h + applied(self.channels.out, s.h))
             return first.end(s), first.end(own)
         if len(pair.parts) == 2:
             return first.end(pair.parts[0]), last.end(pair.parts[1])

@@ -43,8 +43,8 @@ def trainable(backbone: Any, weights: Weights) -> Trained:
     model = _copy(backbone.transformer, owned=weights.kind == "full")
     if weights.kind == "full":
         model.float().requires_grad_(True)
-        return Trained(Stream(backbone, model, torch.float32), model)
-    return Trained(Stream(backbone, model, backbone.transformer.dtype), _lora(model, weights))
+        return Trained(Stream(backbone, model), model)
+    return Trained(Stream(backbone, model), _lora(model, weights))
 
 
 def plain(backbone: Any, weights: Weights, state: Mapping[str, Tensor]) -> Any:

@@ -1,0 +1,169 @@
+"""Videos from prompts: of a student, which is the plain backbone with other weights, or of a teacher with its perception.
+
+Beside each mp4 lies a json with all that made it: prompt, seed, bundle, recipe, versions. A comparison uses one noise
+for both sides and names them.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+import backbones
+from backbones import attach, bundle
+from mmphysvideo.adapter import MMPhysVideo, is_teacher
+from mmphysvideo.bundles import STUDENT
+from mmphysvideo.config import Recipe
+from mmphysvideo.student import Student
+from mmphysvideo.teacher import Teacher
+from mmphysvideo.train import kind_of
+from trainers import override, pictures, video
+from trainers.atomic import write_text
+
+__all__ = ["generate", "load_trained", "name_of", "picture", "read", "recipe_of", "sample", "worn"]
+
+VISIBLE = 256
+"""Smallest side of a written video in pixels (our choice)."""
+VERSIONS = ("mmphysvideo", "physbackbones", "phystrainers", "torch", "diffusers", "transformers")
+
+
+def read(folder: Path | None) -> bundle.Bundle:
+    """Read a bundle of this app (none: the shipped student); ValueError says where bundles are."""
+    return bundle.read(folder, kinds=("mmphysvideo",), shipped=STUDENT, app="mmphysvideo")
+
+
+def recipe_of(folder: Path | None, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe that a bundle (none: the shipped one) was trained with, with overrides such as `sampling.steps=10`."""
+    return override(Recipe.model_validate(read(folder).meta["config"]), overrides)
+
+
+def load_trained(folder: Path | None, backbone: Any, *, recipe: Recipe | None = None) -> Teacher | Student:
+    """Load a bundle (none: the shipped student) for its backbone, under its own recipe or one of the same sizes.
+
+    ValueError for the bundle of another backbone, and for a recipe of other sizes.
+    """
+    trained = read(folder)
+    bundle.check(trained, backbone)
+    try:
+        return MMPhysVideo.from_bundle(trained, backbone, recipe=recipe)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the weights of the bundle do not fit this recipe; sizes and structure come from training: {error}"
+        ) from None
+
+
+def load_teacher(folder: Path, backbone: Any) -> Teacher:
+    """Load a teacher to learn from; ValueError where the bundle holds a student."""
+    if not is_teacher(read(folder)):
+        raise ValueError(f"expected a teacher's bundle for --teacher, got a student's in {folder}")
+    trained = load_trained(folder, backbone)
+    assert isinstance(trained, Teacher)
+    return trained
+
+
+def name_of(trained: Teacher | Student) -> str:
+    """What a bundle holds, in a few words."""
+    return kind_of(trained.recipe, "teacher" if isinstance(trained, Teacher) else "student")
+
+
+@contextmanager
+def worn(backbone: Any, student: Student) -> Iterator[None]:
+    """Let the stock pipeline run on the student's weights inside the block: nothing else is different."""
+    own = backbone.pipe.transformer
+    backbone.pipe.transformer = student.model
+    try:
+        yield
+    finally:
+        backbone.pipe.transformer = own
+
+
+def sample(
+    backbone: Any,
+    trained: Teacher | Student | None,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    recipe: Recipe,
+    *,
+    image: Float[Tensor, "b 3 h w"] | None = None,
+) -> Float[Tensor, "b 3 t h w"]:
+    """The videos of prompts in [-1, 1], of a teacher, a student, or the base; a seed fixes the noise of its clip."""
+    d, s = recipe.data, recipe.sampling
+    settings: dict[str, Any] = {
+        "noise": backbones.noise(backbone, list(seeds), d.frames, d.height, d.width),
+        "image": image,
+        "frames": d.frames,
+        "height": d.height,
+        "width": d.width,
+        "steps": s.steps,
+        "guidance": s.guidance,
+    }
+    with torch.no_grad():
+        if isinstance(trained, Teacher):
+            with attach(backbone, trained):
+                return backbones.sample(backbone, list(prompts), **settings)
+        if trained is not None:
+            with worn(backbone, trained):
+                return backbones.sample(backbone, list(prompts), **settings)
+        return backbones.sample(backbone, list(prompts), **settings)
+
+
+def generate(
+    backbone: Any,
+    trained: Teacher | Student,
+    prompt: str,
+    *,
+    seed: int,
+    out: Path,
+    compare: bool = False,
+    image: Float[Tensor, "1 3 h w"] | None = None,
+) -> list[Path]:
+    """Write `out` (mp4) and its json; `compare` puts the base to the left; a teacher's perception stands to the right
+    of its video.
+    """
+    out, recipe = video.named(out), trained.recipe
+    base = sample(backbone, None, [prompt], [seed], recipe, image=image) if compare else None
+    films = [video.to_bytes(sample(backbone, trained, [prompt], [seed], recipe, image=image)[0])]
+    shown = [name_of(trained)]
+    if base is not None:
+        films, shown = [video.to_bytes(base[0]), *films], ["base", *shown]
+    if isinstance(trained, Teacher):
+        with torch.no_grad():
+            films.append(video.to_bytes(backbone.decode(trained.perception()))[0])
+        shown.append(recipe.data.modality)
+    scale = max(1, -(-VISIBLE // films[0].shape[1]))
+    frames = films[0]
+    if len(films) > 1:
+        frames, scale = pictures.beside(films, shown, scale=scale), 1
+    written = [video.write(out, frames, backbone.spec.time.fps, scale=scale)]
+    about = {
+        "prompt": prompt,
+        "seed": seed,
+        "shows": shown,  # from left to right
+        "image": image is not None,
+        "backbone": {"id": backbone.id, "digest": backbone.digest},
+        "bundle": trained.origin,
+        "config": recipe.model_dump(mode="json"),
+        "versions": {name: version(name) for name in VERSIONS},
+    }
+    written.append(write_text(out.with_suffix(".json"), json.dumps(about, indent=1) + "\n"))
+    return written
+
+
+def picture(path: Path, recipe: Recipe) -> Float[Tensor, "1 3 h w"]:
+    """Read a first frame in [-1, 1] at the recipe's size; ValueError for what is no picture."""
+    from PIL import Image, UnidentifiedImageError
+
+    size = (recipe.data.width, recipe.data.height)
+    try:
+        with Image.open(path) as opened:
+            pixels = np.array(opened.convert("RGB").resize(size, Image.Resampling.BOX))
+    except (OSError, UnidentifiedImageError) as error:
+        raise ValueError(f"expected a picture at {path}, but it cannot be read: {error}") from None
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
