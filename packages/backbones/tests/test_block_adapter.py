@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from backbones import attach, blocks_of, lockstep, taps, tiny_families
+from backbones import attach, blocks_of, lockstep, taps, tiny_families, wrap
 
 NAMES = ("wan21_t2v", "wan22_ti2v", "cogvideox_5b")
 
@@ -202,3 +202,30 @@ def test_what_is_no_adapter_of_the_hidden_states_is_refused_by_what_it_lacks():
     with pytest.raises(ValueError, match="seams among after_self_attention, after_cross_attention"):
         attach(pipe, Misnamed())
     assert "phys_attached" not in vars(pipe.transformer)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_predict_is_the_frozen_models_voice_unless_the_adapter_is_asked_to_answer_there_with_gradients(name):
+    class Turned(Deep):
+        """Adds what a norm over channels does not take away again."""
+
+        def after_block(self, k, tokens, state, stack):
+            return replace(tokens, h=tokens.h + self.weight * tokens.h.roll(1, -1)), state
+
+    backbone = wrap(tiny_families.family(name, layers=3), id=name)
+    adapter = Turned(0.5)
+    channels = backbone.spec.latent.channels
+    x, sigma, text = torch.randn(1, channels, 3, 4, 4), torch.tensor([0.5]), backbone.embed(["a red ball"])
+    with torch.no_grad():
+        alone = backbone.predict(x, sigma, text)
+        with attach(backbone, adapter):
+            assert torch.equal(backbone.predict(x, sigma, text), alone)
+    with attach(backbone, adapter, in_predict=True) as attached:
+        answered = backbone.predict(x, sigma, text)
+        assert not torch.allclose(answered, alone)
+        answered.square().sum().backward()
+        assert float(adapter.weight.grad) != 0
+        with attached.off(), torch.no_grad():
+            assert torch.equal(backbone.predict(x, sigma, text), alone)
+    with torch.no_grad():
+        assert torch.equal(backbone.predict(x, sigma, text), alone)

@@ -221,3 +221,32 @@ def test_a_bundle_that_does_not_say_what_it_was_made_for_is_refused(saved, chang
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match="expected requires among"):
         bundle.load(saved)
+
+
+def test_an_app_reads_its_own_kinds_and_says_where_bundles_are(saved, tmp_path):
+    how = {"app": "pila", "kinds": ("push", "offset"), "shipped": saved}
+    assert bundle.read(None, **how).meta == bundle.read(saved, **how).meta == bundle.load(saved).meta
+    run = tmp_path / "run"
+    run.mkdir()
+    with pytest.raises(ValueError, match="`pila train --out RUN` writes one into RUN/bundle"):
+        bundle.read(run, **how)
+    saved.rename(run / "bundle")
+    with pytest.raises(ValueError, match=f"did you mean --bundle {run / 'bundle'}"):
+        bundle.read(run, **how)
+    with pytest.raises(ValueError, match=r"no bundle is shipped in .* yet; train one with `pila train`"):
+        bundle.read(None, **how)
+    with pytest.raises(ValueError, match="expected a bundle of kind 'prophy' or 'wisa', got '"):
+        bundle.read(run / "bundle", **(how | {"kinds": ("prophy", "wisa")}))
+
+
+def test_weights_that_do_not_fit_are_the_recipes_fault_and_are_said_so(saved, backbone):
+    made = bundle.load(saved)
+
+    def narrow(made, backbone, width):
+        layer = nn.Linear(width, 1)
+        layer.load_state_dict({"weight": torch.zeros(1, 3), "bias": torch.zeros(1)})
+        return layer
+
+    assert bundle.build(made, backbone, make=narrow, width=3).in_features == 3
+    with pytest.raises(ValueError, match="the weights of the bundle do not fit this recipe"):
+        bundle.build(made, backbone, make=narrow, width=4)

@@ -1,6 +1,7 @@
 """A recorded bundle proves itself elsewhere, and one that does something else is found out."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -98,6 +99,35 @@ def test_another_rounding_passes_and_with_never_passes_for_without(recorded, bac
     assert "up to rounding" in str(found)
     edit(recorded, lambda c: c.update(corrected=c["plain"]))
     assert not verify.verify(recorded, backbone).holds
+
+
+def test_the_change_of_an_adapter_or_of_its_folder_is_what_it_does_to_the_video(recorded, backbone):
+    assert verify.change(backbone, Push(0.0)) == 0.0
+    small, large = (verify.change(backbone, Push(value)) for value in (0.1, 0.2))
+    assert 0 < small < large
+    assert verify.change(backbone, recorded) == large
+
+
+class Deep(Push):
+    """Acts between blocks, which has no mode `conditional`."""
+
+    needs_blocks = True
+
+    def begin(self, call, tokens, stack):
+        return None
+
+    def after_block(self, k, tokens, state, stack):
+        return replace(tokens, h=tokens.h + self.number["value"]), state
+
+
+def test_adapters_of_the_hidden_states_are_recorded_and_proved_too(backbone, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        Push, "from_bundle", classmethod(lambda cls, made, _: Deep(float(made.tensors["number"]["value"])))
+    )
+    folder = save(tmp_path / "deep", backbone, Deep(0.2))
+    verify.record(folder, backbone, Deep(0.2))
+    assert verify.verify(folder, backbone).bit_for_bit
+    assert verify.change(backbone, folder) > 0
 
 
 def test_other_tensors_or_weights_than_recorded_are_refused(recorded, backbone, vae):

@@ -46,12 +46,20 @@ EXPERTS = ("both", "high", "low")
 SAME_TEXT = 0.03  # relative; half precision and another batch size move text features by less, another word by more
 
 
-def attach(target: Any, adapter: Any, *, mode: str | None = None, experts: str = "both") -> "Attached":
+def attach(
+    target: Any, adapter: Any, *, mode: str | None = None, experts: str = "both", in_predict: bool = False
+) -> "Attached":
     """Attach an adapter, or the bundle in a folder, to a backbone or a stock pipeline; use as a context manager or call
     `detach()`.
 
     `mode` is "conditional" unless said otherwise ("per_branch" for an adapter of the hidden states). `experts` ("both",
-    "high", "low") chooses among the two transformers of a model that splits the noise levels (A14B). ValueError for an
+    "high", "low") chooses among the two transformers of a model that splits the noise levels (A14B).
+
+    `backbone.predict` is the frozen model's own voice, which an adapter may ask while it samples. `in_predict` has the
+    adapter answer there as well, with gradients: to train or to probe it outside of a pipeline (the adapter itself must
+    not call `predict` then).
+
+    ValueError for an
     unknown mode or experts, an object that is no adapter, a bundle made for another backbone, a `sigma_range` that the
     chosen expert never meets; RuntimeError when something is attached already or when hooks (offload, caches, context
     parallel) hold the old forward: attach comes before them.
@@ -70,7 +78,9 @@ def attach(target: Any, adapter: Any, *, mode: str | None = None, experts: str =
         raise ValueError(f"expected a mode among {', '.join(MODES)}, got {mode!r}")
     if deep:
         check_deep(adapter, mode)
-    return Attached(backbone, adapter, mode, chosen(backbone, experts, sigma_range(adapter)))
+    attached = Attached(backbone, adapter, mode, chosen(backbone, experts, sigma_range(adapter)))
+    attached.in_predict = in_predict
+    return attached
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,7 @@ class Attached:
         # Kept, as the pipeline's may be replaced before `detach`.
         self._models, self._scheduler = models, backbone.pipe.scheduler
         self.active = True
+        self.in_predict = False
         self._deep = bool(getattr(adapter, "needs_blocks", False))
         self._branch: str | None = None
         self._sigma: float | None = None

@@ -17,7 +17,7 @@ holds.
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points, version
 from pathlib import Path
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from backbones import hub, lora
 from backbones.contract import Backbone
 
-__all__ = ["Bundle", "build", "check", "load", "pull", "push", "resolve", "save", "shipped"]
+__all__ = ["Bundle", "build", "check", "load", "pull", "push", "read", "resolve", "save", "shipped"]
 
 FORMAT = 1
 KEYS = ("kind", "requires", "groups", "sha256", "backbone", "config")
@@ -183,12 +183,43 @@ def check(bundle: Bundle, backbone: Backbone) -> None:
         )
 
 
-def build(bundle: Bundle, backbone: Backbone) -> Any:
-    """Check the bundle and make its adapter, of the velocity or of the hidden states, its class found by entry point.
+def read(folder: str | Path | None, *, app: str, kinds: Sequence[str], shipped: Path) -> Bundle:
+    """Read a bundle for the app of that name (none: the one that it ships), which takes bundles of these kinds.
 
-    ValueError names what to install.
+    ValueError says where bundles are, and which kind this one is of.
+    """
+    folder = shipped if folder is None else Path(folder)
+    if not (folder / META).exists():
+        if folder == shipped:
+            raise ValueError(f"no bundle is shipped in {folder} yet; train one with `{app} train`, pass --bundle DIR")
+        inside = folder / "bundle"
+        hint = (
+            f"did you mean --bundle {inside}?"
+            if (inside / META).exists()
+            else f"`{app} train --out RUN` writes one into RUN/bundle, `{app} export RUN --out DIR` into DIR"
+        )
+        raise ValueError(f"expected a bundle folder ({META}, {TENSORS}), got {folder}; {hint}")
+    found = load(folder)
+    if found.kind not in kinds:
+        known = " or ".join(map(repr, kinds))
+        raise ValueError(f"expected a bundle of kind {known}, got {found.kind!r} in {folder}")
+    return found
+
+
+def build(bundle: Bundle, backbone: Backbone, *, make: Callable[..., Any] | None = None, **given: Any) -> Any:
+    """Check the bundle and make its adapter, of the velocity or of the hidden states, its class found by entry point
+    unless `make` (its `from_bundle`) says it; `given` goes there, too.
+
+    ValueError names what to install, or says that the weights do not fit.
     """
     check(bundle, backbone)
+    if make is not None:
+        try:
+            return make(bundle, backbone, **given)
+        except RuntimeError as error:  # torch's, of another shape or name
+            raise ValueError(
+                f"the weights of the bundle do not fit this recipe; sizes and structure come from training: {error}"
+            ) from None
     found = entry_points(group=ADAPTERS, name=bundle.kind)
     if not found:
         raise ValueError(

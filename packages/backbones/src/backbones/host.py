@@ -11,7 +11,7 @@ parallel hands this forward one shard of the per-token timesteps.
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache, wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -57,8 +57,9 @@ class PhysicsHost:
             attached.enter(None, None)
 
     def without_adapters(self) -> Any:
-        """Give the context in which the frozen model speaks alone."""
-        return self.phys_attached.off()
+        """Give the context of `predict`: in it the frozen model speaks alone, unless the adapter was asked for."""
+        attached = self.phys_attached
+        return nullcontext() if attached.in_predict else attached.off()
 
     def enable_cache(self, config: Any) -> None:
         """Enable a cache that leaves the model's output what it is; RuntimeError for the others."""

@@ -25,7 +25,7 @@ from backbones import attach, sample
 from backbones import bundle as bundles
 from backbones.contract import Adapter, Backbone
 
-__all__ = ["Probe", "Verification", "fresh", "record", "verify"]
+__all__ = ["Probe", "Verification", "change", "fresh", "record", "verify"]
 
 FILE = "verify.json"
 FORMAT = 1
@@ -160,6 +160,12 @@ def fresh(folder: str | Path, backbone: str) -> Verification:
     return Verification(**json.loads(done.stdout))
 
 
+def change(backbone: Backbone, adapter: Any, probe: Probe | None = None) -> float:
+    """Give the mean absolute difference that an adapter, or the bundle in a folder, makes to a probe's video."""
+    plain, corrected = _sample(backbone, adapter, (probe or Probe()).on(backbone))
+    return float((corrected - plain).abs().mean())
+
+
 def _sample(
     backbone: Backbone, adapter: Any, probe: Probe
 ) -> tuple[Float[Tensor, "b 3 t h w"], Float[Tensor, "b 3 t h w"]]:
@@ -167,7 +173,10 @@ def _sample(
     size = {k: getattr(probe, k) for k in ("seed", "steps", "guidance", "frames", "height", "width")}
     prompts = list(probe.prompts)
     any_backbone: Any = backbone
-    with torch.no_grad(), attach(any_backbone, adapter, mode=probe.mode):
+    if isinstance(adapter, str | Path):
+        adapter = bundles.build(bundles.load(adapter), backbone)
+    mode = None if getattr(adapter, "needs_blocks", False) else probe.mode  # hidden states have one mode, their own
+    with torch.no_grad(), attach(any_backbone, adapter, mode=mode):
         corrected = sample(any_backbone, prompts, **size)
     with torch.no_grad():
         plain = sample(any_backbone, prompts, **size)
