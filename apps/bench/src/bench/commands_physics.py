@@ -1,34 +1,14 @@
 """The commands that compare with real videos or known physics: no learned judge in any of them."""
 
-import functools
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
+from trainers.commands import Quiet, errors, friendly, shown
+
 commands = typer.Typer()
-console = Console() if sys.stdout.isatty() else Console(width=118)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
-
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
-
-
-def friendly(command: Callable[..., None]) -> Callable[..., None]:
-    """Show what a user can mend as one line instead of a traceback."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except (ValueError, OSError) as error:
-            errors.print(f"error: {error}", style="bold red", markup=False)
-            raise typer.Exit(1) from None
-
-    return run
 
 
 @commands.command("physics-iq")
@@ -53,12 +33,16 @@ def physics_iq(
     quiet: Quiet = False,
 ) -> None:
     """Score generated futures against filmed ones: Physics-IQ's original and Verified score."""
-    from bench import physics_iq as piq
     from bench import results
+    from bench.physics_iq import export as names
+    from bench.physics_iq.layout import survey
+    from bench.physics_iq.result import result as summed
+    from bench.physics_iq.result import table
+    from bench.physics_iq.run import run
 
     if masks not in ("exact", "mp4v"):
         raise ValueError(f"expected masks 'exact' or 'mp4v', got {masks!r}")
-    found = piq.survey(real, generated, fps=fps, seconds=seconds, quiet=quiet)
+    found = survey(real, generated, fps=fps, seconds=seconds, quiet=quiet)
     for problem in found.problems:
         errors.print(f"[red]wrong[/] {escape(str(problem))}")
     for note in found.notes if check or export else ():
@@ -66,19 +50,19 @@ def physics_iq(
     if found.problems:
         raise ValueError(f"{len(found.problems)} things to mend; nothing was changed or measured")
     if check:
-        console.print(
+        shown.print(
             f"{len(found.views)} videos of {found.scenarios} scenarios can be scored: {found.frames} frames each at "
             f"{found.fps:g} fps"
         )
         return
     if export is not None:
-        console.print(f"{len(piq.export(found.views, export))} videos under their official names in {export}")
+        shown.print(f"{len(names.export(found.views, export))} videos under their official names in {export}")
         return
     kept = cache if cache is not None else out.with_name("physics-iq-cache")
-    measured = piq.run(found, cache=kept, masks=masks, workers=workers, quiet=quiet)
-    result = piq.result(found, measured, name=generated.name, masks=masks)
+    measured = run(found, cache=kept, masks=masks, workers=workers, quiet=quiet)
+    result = summed(found, measured, name=generated.name, masks=masks)
     results.write(result, out if out.suffix == ".json" else out / results.FILE)
-    console.print(piq.table(result))
+    shown.print(table(result))
     for note in result.notes:
         errors.print(f"[yellow]note[/] {escape(note)}")
-    console.print(f"written to {out}; measurements are kept in {kept}")
+    shown.print(f"written to {out}; measurements are kept in {kept}")

@@ -6,31 +6,6 @@ in the Verified way, `layout` reads the official folders and lists what is wrong
 `run` all of them, `result` sums up, `export` gives videos their official names in a new folder.
 
 References: "Do generative video models understand physical principles?" (Motamed et al., 2025, arXiv 2501.09038) and
-its public code; the Verified score: arXiv 2606.18943. The table of scenarios and categories (`scenarios.csv`) is theirs,
-CC BY 4.0.
+its public code; the Verified score: arXiv 2606.18943. The table of scenarios and categories (`scenarios.csv`) is
+theirs, CC BY 4.0.
 """
-
-from bench.physics_iq.export import export
-from bench.physics_iq.layout import Problem, Survey, View, survey
-from bench.physics_iq.masks import blended, motion_masks
-from bench.physics_iq.overlap import Comparison, compare
-from bench.physics_iq.result import result, table
-from bench.physics_iq.run import run
-from bench.physics_iq.score import Scores, score
-
-__all__ = [
-    "Comparison",
-    "Problem",
-    "Scores",
-    "Survey",
-    "View",
-    "blended",
-    "compare",
-    "export",
-    "motion_masks",
-    "result",
-    "run",
-    "score",
-    "survey",
-    "table",
-]

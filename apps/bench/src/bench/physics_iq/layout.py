@@ -33,6 +33,10 @@ MADE = re.compile(r"(\d{4})_.+\.mp4")
 BELOW = ("", "split-videos/testing", "split-videos/testing-videos", "testing", "testing-videos")
 
 
+Shot = Mapping[tuple[str, str, str], tuple[str, Path]]
+"""Number and file of each real video, by scenario, view and take."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """What is wrong with a file, or with a folder."""
@@ -153,9 +157,7 @@ def _numbered(folder: Path, problems: list[Problem]) -> dict[str, Path]:
     return made
 
 
-def _real(
-    root: Path, fps: float | int, seconds: float | int
-) -> tuple[dict[tuple[str, str, str], tuple[str, Path]], int | None, Path]:
+def _real(root: Path, fps: float | int, seconds: float | int) -> tuple[Shot, int | None, Path]:
     """Real videos by (scenario, view, take) with their numbers; how many frames are to be blended; their folder."""
     if not root.is_dir():
         raise ValueError(f"expected the folder of the real videos, got {root}")
@@ -175,7 +177,7 @@ def _real(
 
 
 def _together(
-    shot: Mapping[tuple[str, str, str], tuple[str, Path]],
+    shot: Shot,
     made: Mapping[str, Path],
     problems: list[Problem],
     folder: Path,
@@ -190,8 +192,7 @@ def _together(
     views = []
     for scenario, side in sorted((s, v) for s in wanted for v in sides):
         missing = [take for take in ("1", "2") if (scenario, side, take) not in shot]
-        for take in missing:
-            problems.append(Problem(f"{side}_take-{take}_{scenario}", f"missing in {folder}"))
+        problems += [Problem(f"{side}_take-{take}_{scenario}", f"missing in {folder}") for take in missing]
         if missing:
             continue
         number, first = shot[scenario, side, "1"]
@@ -229,7 +230,7 @@ def _check_made(opened: Mapping[Path, _File], fps: float | int, frames: int, pro
         have = len(file.times_s)
         if not _right_rate(file, fps):
             problems.append(Problem(path.name, f"expected {fps:g} fps, got {file.fps:.6g}"))
-        if have < frames:
+        elif have < frames:
             problems.append(Problem(path.name, f"expected {frames} frames, got {have}: it is cut short"))
         elif have > frames + SURPLUS:
             problems.append(Problem(path.name, f"expected {frames} frames, got {have}: leave out what was given"))

@@ -167,7 +167,7 @@ def _write_takes(path: Path, reference: _Reference) -> None:
 
 def _read_takes(path: Path) -> _Reference | None:
     try:
-        with np.load(path, allow_pickle=False) as kept:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as kept:
             told = json.loads(kept["told"].tobytes())
             width, height = told["size"]
             return _Reference((width, height), _comparison(told["takes"]), _comparison(told["still"]), kept["masks"])
@@ -189,7 +189,8 @@ def _read_view(path: Path) -> Measured | None:
     """What is kept; None where there is nothing, or where it was cut off."""
     try:
         kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return Measured(*(_comparison(kept[name]) for name in ("generated", "takes", "still")), kept["hashes"])
+        generated, takes, still = (_comparison(kept[name]) for name in ("generated", "takes", "still"))
+        return Measured(generated, takes, still, kept["hashes"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

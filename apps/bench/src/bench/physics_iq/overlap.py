@@ -85,5 +85,5 @@ def compare(a: Iterable[Picture], moves_a: Iterable[Mask], b: Iterable[Picture],
     return both.result()
 
 
-def _ratio(part: int, whole: int) -> float:
-    return part / whole if whole else 1.0
+def _ratio(part: int | np.integer, whole: int | np.integer) -> float:
+    return float(part / whole) if whole else 1.0
