@@ -68,6 +68,14 @@ def test_differences_are_paired_and_say_how_many_runs_they_rest_on(found):
         found.difference("other")
 
 
+def test_rows_say_every_mean_and_difference_under_its_name(found):
+    rows = found.rows([("real", "base")])
+    assert rows[0] == ("mechanism", "pass base", "pass real", "score base", "score real", "real - base [95 %]")
+    assert [row[0] for row in rows[1:]] == [*TWO, "all"]
+    assert rows[-1][4] == f"{found.mean('real'):.3f}"
+    assert rows[1][5] == str(found.difference("real")["rigid_body"])
+
+
 def test_the_file_gives_the_same_evaluation_again_and_another_file_is_refused(found, tmp_path):
     assert Evaluation.load(found.save(tmp_path / "new" / "e.json")) == found
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["e.json"]

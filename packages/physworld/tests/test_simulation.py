@@ -101,3 +101,16 @@ def test_a_wrong_name_says_what_was_expected() -> None:
         simulate("thermal", 0, scale=0)
     with pytest.raises(ValueError, match="seeds"):
         simulate("thermal", -1)
+
+
+def test_planned_clips_are_those_that_are_drawn_and_another_clip_has_another_name_and_content() -> None:
+    planned = physworld.spread(11, split="val")
+    assert len({c.name for c in planned}) == len({c.content for c in planned}) == 11
+    assert [c.seed for c in planned if c.mechanism == "rigid_body"] == [0, 1]
+    assert {c.mechanism for c in planned} == set(MECHANISMS)
+    for one in planned[::3]:
+        clip = one.draw()
+        assert (clip.mechanism, clip.seed, clip.split) == (one.mechanism, one.seed, "val")
+        assert (clip.caption, clip.labels) == (one.caption, one.labels)
+    other = physworld.spread(11, split="val", scale=2)
+    assert not {c.content for c in planned} & {c.content for c in other}

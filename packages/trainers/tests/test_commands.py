@@ -131,6 +131,21 @@ def test_a_plan_refuses_wrong_arguments_before_it_counts():
             show_plan(never, **(given | wrong))
 
 
+def test_a_table_of_rows_has_the_first_as_its_header_and_takes_text_as_it_is():
+    def body() -> None:
+        commands.show_table([("name", "x"), ("a", "+0.1 [-0.2, +0.4]")], title="two", legend="x [b]: a number")
+
+    told = run(body).stdout
+    assert [word in told for word in ("two", "name", "+0.1 [-0.2, +0.4]", "x [b]: a number")] == [True] * 4
+
+
+def test_the_recipe_of_a_run_lies_in_its_folder(tmp_path):
+    with pytest.raises(ValueError, match=r"expected the folder of a run with a recipe\.yaml"):
+        commands.recipe_in(tmp_path)
+    (tmp_path / "recipe.yaml").write_text("")
+    assert commands.recipe_in(tmp_path) == str(tmp_path / "recipe.yaml")
+
+
 def test_an_app_without_a_command_shows_its_help():
     app = new_app("What it is.")
     for name in ("one", "two"):

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from trainers import Filters, read_records
-from trainers.records import list_skipped
+from trainers.records import count_records, list_skipped
 from trainers.tables import Skipped
 
 WISA = {
@@ -270,3 +270,8 @@ def test_nothing_to_read_is_an_error_that_says_what_was_expected(tmp_path):
     (tmp_path / "number.json").write_text("3")
     with pytest.raises(ValueError, match="list of records"):
         read_records(tmp_path / "number.json")
+
+
+def test_records_that_are_not_here_count_as_one_for_a_plan(folder, tmp_path):
+    assert count_records(put(folder, [WISA, TEST])) == 2
+    assert count_records(tmp_path / "elsewhere") == 1

@@ -246,6 +246,17 @@ def test_a_checkpoint_holds_the_trained_groups_alone(tmp_path):
     } == {"head"}
 
 
+def test_the_newest_weights_of_a_run_fit_the_groups_that_it_trained(tmp_path):
+    with pytest.raises(ValueError, match="no whole checkpoint yet"):
+        checkpoint.newest(tmp_path)
+    parts = toy.groups()
+    fit([toy.stage(parts, steps=3)], parts, out=tmp_path, save_every=2, quiet=True)
+    name, found = checkpoint.newest(tmp_path)
+    assert name == "step-00000003"
+    for group, state in found.items():
+        assert all(torch.equal(state[key], value) for key, value in parts[group].state_dict().items())
+
+
 def test_only_the_newest_checkpoints_stay(tmp_path):
     parts = toy.groups()
     fit([toy.stage(parts, steps=9)], parts, out=tmp_path, save_every=2, keep=3, quiet=True)

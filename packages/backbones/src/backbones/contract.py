@@ -11,6 +11,7 @@ the others, so a constant time step is wrong at latent 0.
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -90,6 +91,15 @@ class LatentSpec:
                 f" Use {below} or {below + s} frames."
             )
         return (frames - 1) // self.stride[0] + 1 + self.lead
+
+    def tokens(self, frames: int, height: int, width: int) -> int:
+        """Give how many tokens a clip has, one a patch.
+
+        >>> LatentSpec(1, (4, 8, 8), (0.0,), (1.0,), (1, 2, 2)).tokens(17, 32, 32)
+        20
+        """
+        sizes = zip(self.shape(frames, height, width)[1:], self.patch, strict=True)
+        return math.prod(size // patch for size, patch in sizes)
 
     def _space(self, height: int, width: int) -> tuple[int, int]:
         out = []

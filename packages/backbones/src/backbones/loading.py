@@ -57,6 +57,8 @@ def load(
     """
     if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
         raise ValueError(f"expected one dtype, got dtype={dtype} and torch_dtype={torch_dtype}")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"expected a CUDA device for device={device}, found none on this machine; set device=cpu")
     dtype = dtype or torch_dtype
     embedded = Path(str(files("backbones"))) / "weights"
     folder = embedded / str(name_or_path)

@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 from physworld import captions, controls, metrics
 from physworld.clip import FPS, FRAMES, MECHANISMS, SIZE, SLOTS, SPLITS, Clip, scale_of
-from physworld.simulation import caption, code, parameters, simulate, simulate_many
+from physworld.simulation import Planned, caption, code, parameters, simulate, simulate_many, spread
 
 __all__ = [
     "FPS",
@@ -14,6 +14,7 @@ __all__ = [
     "SLOTS",
     "SPLITS",
     "Clip",
+    "Planned",
     "__version__",
     "caption",
     "captions",
@@ -24,5 +25,6 @@ __all__ = [
     "scale_of",
     "simulate",
     "simulate_many",
+    "spread",
 ]
 __version__ = version("physworld")

@@ -27,9 +27,14 @@ from physworld.clip import MECHANISMS
 from physworld.metrics import Measures, Thresholds, measure
 from physworld.simulation import caption, code, simulate_many
 
-__all__ = ["Evaluation", "Maker", "Run", "Scored", "evaluate", "noise_seeds", "score"]
+__all__ = ["LEGEND", "Evaluation", "Maker", "Run", "Scored", "evaluate", "noise_seeds", "score"]
 
 FORMAT = 1
+LEGEND = (
+    "pass: share of clips within every gate of their law; score: 0 to 1, real clips near 1; an interval takes 8 clips "
+    "and covers the choice of clips and, where a method has several runs, of training seeds"
+)
+"""What the figures of `Evaluation.rows` are, for people."""
 MOST_CLIPS = 1_000_000
 """Seeds of one mechanism's noise; with another `seed` no clip meets the same noise again."""
 
@@ -103,6 +108,17 @@ class Evaluation:
     def difference(self, a: str, b: str = "base", what: str = "scores") -> dict[str, paired.Difference]:
         """The paired difference of two methods by mechanism, and over `all`."""
         return paired.by_mechanism(a, b, self.table(a, what), self.table(b, what), seed=self.seed)
+
+    def rows(self, pairs: Sequence[tuple[str, str]] = ()) -> list[tuple[str, ...]]:
+        """Write the figures as rows of text: a header, each mechanism, and `all`; of pairs the difference in score."""
+        names, parts = list(self.methods), ("passes", "scores")
+        compared = [self.difference(a, b) for a, b in pairs]
+        header = [f"{word} {name}" for word in ("pass", "score") for name in names]
+        rows = [("mechanism", *header, *(f"{a} - {b} [95 %]" for a, b in pairs))]
+        for mechanism in (*self.mechanisms, "all"):
+            figures = [f"{self.mean(name, what, mechanism):.3f}" for what in parts for name in names]
+            rows.append((mechanism, *figures, *(str(by[mechanism]) for by in compared)))
+        return rows
 
     def joined(self, other: "Evaluation") -> "Evaluation":
         """This and another evaluation of the same clips as one: methods side by side, runs of one method behind one

@@ -5,7 +5,9 @@ clip, a clip does not depend on its neighbours in a batch, and `scale` changes t
 """
 
 import hashlib
+import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,50 @@ def parameters(mechanism: str, seed: int, *, split: str = "train") -> dict[str, 
     if split not in SPLITS or seed < 0:
         raise ValueError(f"expected a split among {', '.join(SPLITS)} and a seed >= 0, got {split!r} and {seed}")
     return module(mechanism).sample(np.random.default_rng(_key(mechanism, split, seed)), split)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A clip that is named but not drawn yet: for lists of which a cache draws only what it lacks."""
+
+    mechanism: str
+    seed: int
+    split: str = "train"
+    scale: int = 1
+
+    @property
+    def name(self) -> str:
+        """What the clip is called in reports."""
+        return f"{self.split}-{self.mechanism}-{self.seed:06d}"
+
+    @property
+    def content(self) -> str:
+        """What makes it, as text: the code of the world and the clip's coordinates. Another text is another clip."""
+        return json.dumps([code(), self.mechanism, self.seed, self.split, self.scale])
+
+    @property
+    def caption(self) -> str:
+        """What it shows, without drawing it."""
+        return caption(self.mechanism, self.seed, split=self.split)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The mechanisms that it shows, without drawing it."""
+        return LABELS.get(self.mechanism, (self.mechanism,))
+
+    def draw(self) -> Clip:
+        """Simulate it."""
+        return simulate(self.mechanism, self.seed, split=self.split, scale=self.scale)
+
+
+def spread(clips: int, *, split: str = "train", scale: int = 1) -> list[Planned]:
+    """Name so many clips, spread evenly over the mechanisms, seeds from 0; the first mechanisms get one more."""
+    each, rest = divmod(clips, len(MECHANISMS))
+    return [
+        Planned(mechanism, seed, split, scale)
+        for index, mechanism in enumerate(MECHANISMS)
+        for seed in range(each + (index < rest))
+    ]
 
 
 def simulate_many(mechanism: str, seeds: Iterable[int], *, split: str = "train", scale: int = 1) -> list[Clip]:

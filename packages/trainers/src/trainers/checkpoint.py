@@ -34,6 +34,7 @@ __all__ = [
     "latest",
     "load",
     "name_of",
+    "newest",
     "save",
     "sync",
 ]
@@ -147,6 +148,18 @@ _SAFE = ("length",)
 def digest_of(stage: Stage) -> str:
     """Return the digest of a stage's data, "" when it has none."""
     return str(getattr(stage.data, "digest", ""))
+
+
+def newest(run: Path) -> tuple[str, dict[str, dict[str, Tensor]]]:
+    """Read the weights of a run's newest checkpoint by group, and say its name; ValueError where there is none yet."""
+    found = latest(run / "checkpoints")
+    if found is None:
+        raise ValueError(f"{run} has no whole checkpoint yet: let it train on, or resume it")
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, value in load(found).tensors["weights"].items():
+        group, _, name = key.partition("/")
+        groups.setdefault(group, {})[name] = value
+    return found.name, groups
 
 
 def describe(stage: Stage, groups: Mapping[str, nn.Module]) -> dict[str, Any]:

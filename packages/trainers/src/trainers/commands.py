@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from .data import Skipped
 
@@ -55,7 +56,9 @@ __all__ = [
     "hint",
     "left_out",
     "new_app",
+    "recipe_in",
     "show_plan",
+    "show_table",
     "shown",
 ]
 
@@ -129,6 +132,23 @@ def left_out(skipped: Iterable[Skipped], notes: Iterable[Skipped] = ()) -> None:
     for kind, clips in (("left out", skipped), ("note", notes)):
         for s in clips:
             errors.print(f"{kind}: {s.path}: {s.why}", style="yellow", markup=False)
+
+
+def show_table(rows: Sequence[Sequence[str]], title: str = "", legend: str = "") -> None:
+    """Print rows as a table, the first one as its header."""
+    table = Table(*rows[0], title=title)
+    for row in rows[1:]:
+        table.add_row(*row)
+    shown.print(table)
+    if legend:
+        shown.print(legend, markup=False)
+
+
+def recipe_in(run: Path) -> str:
+    """Find the recipe in the folder of a run; ValueError where there is none."""
+    if not (run / "recipe.yaml").is_file():
+        raise ValueError(f"expected the folder of a run with a recipe.yaml, got {run}")
+    return str(run / "recipe.yaml")
 
 
 @contextmanager

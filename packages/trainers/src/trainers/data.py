@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from .guards import bytes_of
-from .records import Filters, Record, Skipped, read_records
+from .records import Filters, Record, Skipped, count_records, read_records
 
-__all__ = ["Filters", "InMemory", "Record", "Skipped", "collate", "read_records", "take"]
+__all__ = ["Filters", "InMemory", "Record", "Skipped", "collate", "count_records", "read_records", "take"]
 
 
 def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

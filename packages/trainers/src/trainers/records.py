@@ -25,7 +25,7 @@ from pydantic import Field
 from .config import Config
 from .tables import SUFFIXES, Skipped, rows
 
-__all__ = ["Filters", "Record", "Skipped", "list_skipped", "number", "read_records"]
+__all__ = ["Filters", "Record", "Skipped", "count_records", "list_skipped", "number", "read_records"]
 
 VIDEOS = (".mp4", ".mov", ".webm", ".mkv", ".avi", ".m4v")
 _PATH_KEYS = ("path", "file", "video_path", "video", "file_name")
@@ -141,6 +141,11 @@ def read_records(
         first = "; ".join(f"{item.path}: {item.why}" for item in skipped[:3])
         raise ValueError(f"none of the {len(skipped)} records of {source} can be used ({first})")
     return list(records.values()), skipped
+
+
+def count_records(source: str | Path, *, root: str | Path | None = None) -> int:
+    """Count the records of a source that can be read; 1 where there is none on this machine, for plans."""
+    return len(read_records(source, root=root)[0]) if Path(source).exists() else 1
 
 
 def list_skipped(path: str | Path, skipped: Iterable[Skipped]) -> None:

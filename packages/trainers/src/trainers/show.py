@@ -8,7 +8,7 @@ ever. Everything goes to stderr, so that a command's stdout stays its result.
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-__all__ = ["Bar", "bar", "count", "table", "track"]
+__all__ = ["Bar", "bar", "count", "table", "track", "watch"]
 
 T = TypeVar("T")
 PLAIN_EVERY_S = 20.0
@@ -47,7 +47,7 @@ class Bar:
         self._recent.append((now, done))
         self._drawn = now
         if self._rich is not None:
-            self._rich.update(self._task, completed=done, note=f"{self._left()} {text}")
+            self._rich.update(self._task, total=self.total, completed=done, note=f"{self._left()} {text}")
             self._rich.refresh()
         else:
             of = f"/{self.total:g}" if self.total is not None else ""
@@ -98,6 +98,22 @@ def track(items: Iterable[T], label: str, total: int | None = None, *, quiet: bo
         for done, item in enumerate(items):
             yield item
             shown.update(done + 1)
+
+
+@contextmanager
+def watch(label: str, *, quiet: bool = False) -> Iterator[Callable[[float, float], None]]:
+    """Show progress of something that says how far it is by `watch(done, total)`.
+
+    >>> with watch("evaluate", quiet=True) as progress:
+    ...     progress(1, 3)
+    """
+    with bar(label, None, quiet=quiet) as shown:
+
+        def progress(done: float | int, total: float | int) -> None:
+            shown.total = total
+            shown.update(done)
+
+        yield progress
 
 
 def count(number: int) -> str:

@@ -9,14 +9,19 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-__all__ = ["Timing", "machine", "measure"]
+from .dryrun import Work
+from .ramps import Ramp
+from .stage import Progress
+
+__all__ = ["Timing", "at_end", "machine", "measure", "steps"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,44 @@ def measure(call: Callable[[int], Any], *, calls: int, warmup: int = 1, device: 
         peak_bytes=peak,
         calls=calls,
     )
+
+
+def steps(
+    kinds: Mapping[str, Callable[[Progress], Mapping[str, Tensor]]],
+    parameters: Iterable[nn.Parameter],
+    *,
+    calls: int,
+    device: str = "cpu",
+    ramps: Sequence[str] = (),
+    frozen: Sequence[str] = ("frozen",),
+    work: Mapping[str, Work] | None = None,
+) -> dict[str, Any]:
+    """Time a step of every kind: its loss, a backward, AdamW; of `frozen` kinds the forward alone.
+
+    Returns what `plan.read_measured` reads as `seconds_a_step`: by kind a `Timing`, with the work it did where that is
+    known.
+    """
+    optimizer = torch.optim.AdamW(list(parameters), lr=1e-4, fused=True)
+    figures: dict[str, Any] = {}
+    for name, loss in kinds.items():
+
+        def step(i: int, name: str = name, loss: Callable[[Progress], Mapping[str, Tensor]] = loss) -> None:
+            terms = [term for key, term in loss(at_end(name, i, ramps)).items() if not key.startswith("log/")]
+            if name not in frozen:
+                sum(terms[1:], start=terms[0]).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+
+        figures[name] = asdict(measure(step, calls=calls, device=device))
+        if work is not None and name in work:
+            figures[name]["work"] = asdict(work[name])
+    return figures
+
+
+def at_end(stage: str, step: int, ramps: Sequence[str] = ()) -> Progress:
+    """The progress of a step whose ramps are all at 1, their end, and whose random numbers are those of the step."""
+    full = {name: Ramp(1.0, 1.0) for name in ramps}
+    return Progress(stage, step, step, None, 0.0, torch.Generator().manual_seed(step), ramps=full)
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
