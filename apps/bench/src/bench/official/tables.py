@@ -41,7 +41,7 @@ def rows(path: Path) -> list[list[str]]:
     try:
         return [row for row in csv.reader(StringIO(content, newline=""), strict=True) if row]
     except csv.Error as error:
-        raise ValueError(f"expected a csv file, got {path}: {error}") from None
+        raise ValueError(f"expected a csv file, got {path}: {error} (was it cut off?)") from None
     finally:
         csv.field_size_limit(limit)
 
