@@ -38,9 +38,7 @@ def look(recipe: Recipe, backbone: Any, cache: Path) -> list[Finding]:
         each = max(1, FEW // len(physworld.MECHANISMS))
         scale = physworld.scale_of(d.frames, d.height, d.width)
         clips = [
-            c
-            for m in physworld.MECHANISMS
-            for c in physworld.simulate_many(m, range(each), split=d.split, scale=scale)
+            c for m in physworld.MECHANISMS for c in physworld.simulate_many(m, range(each), split=d.split, scale=scale)
         ]
         frames = np.stack([c.video for c in clips])
         perceived = np.stack([of_clip(c, d.modality).frames for c in clips])
@@ -48,9 +46,7 @@ def look(recipe: Recipe, backbone: Any, cache: Path) -> list[Finding]:
         count = d.clips
     else:
         records, skipped = read_records(d.source, root=d.root)
-        found.append(
-            Finding("records", f"{len(records)} found, {len(skipped)} left out", "warn" if skipped else "ok")
-        )
+        found.append(Finding("records", f"{len(records)} found, {len(skipped)} left out", "warn" if skipped else "ok"))
         without = sum("perception" not in r.extra for r in records)
         if without:
             level = "error" if without == len(records) else "warn"
@@ -69,7 +65,10 @@ def look(recipe: Recipe, backbone: Any, cache: Path) -> list[Finding]:
             seen = check.round_trip(encode, decode, films, mean=latent.mean, std=latent.std)
             found += [Finding(f"{name}: {f.what}", f.said, f.level) for f in seen[: 2 if name == "video" else 1]]
     found += [_cells(recipe, backbone), identity(recipe, backbone)]
-    return [*found, check.disk(cache, sum(a.bytes_each * a.items for a in artefacts(recipe, backbone, "teacher", count)))]
+    return [
+        *found,
+        check.disk(cache, sum(a.bytes_each * a.items for a in artefacts(recipe, backbone, "teacher", count))),
+    ]
 
 
 @torch.no_grad()
@@ -91,7 +90,9 @@ def identity(recipe: Recipe, backbone: Any) -> Finding:
     exact = torch.equal(said, whole)
     said_ = f"a fresh teacher is the base{', bit for bit' if exact else ''}; within {off:.1e} of two separate runs"
     half = backbone.transformer.dtype != torch.float32
-    fine = (exact or recipe.teacher.streams == "separate" or recipe.teacher.form == "channels") and (half or off <= EQUAL)
+    fine = (exact or recipe.teacher.streams == "separate" or recipe.teacher.form == "channels") and (
+        half or off <= EQUAL
+    )
     return Finding("identity", said_, "ok" if fine else "error")
 
 

@@ -88,7 +88,9 @@ def plan(
         as_json=as_json,
     )
     if not as_json:
-        hint("`mmphysvideo time` measures this machine (for --measured), `mmphysvideo train --stage ... --out RUN` trains")
+        hint(
+            "`mmphysvideo time` measures this machine (for --measured), `mmphysvideo train --stage ... --out RUN` trains"
+        )
 
 
 @app.command()
@@ -147,7 +149,7 @@ def train(
     """Train a teacher or a student and write `OUT/bundle`; a killed run goes on with --resume."""
     from mmphysvideo.generate import load_teacher
     from mmphysvideo.student import check as check_alignment
-    from mmphysvideo.train import kind_of, learner, ready
+    from mmphysvideo.train import HELD_CLIPS, kind_of, learner, ready
     from mmphysvideo.train import train as run
     from trainers.engine import launched
 
@@ -168,7 +170,7 @@ def train(
         left_out(found.skipped)
     held = None
     if recipe.data.source == "world":
-        val = recipe.data.model_copy(update={"split": "val", "clips": 64})
+        val = recipe.data.model_copy(update={"split": "val", "clips": min(HELD_CLIPS, recipe.data.clips)})
         still = recipe.model_copy(update={"data": val})
         held = _prepared(still, backbone, stage, root, quiet=quiet, engine=engine).data
     width = found.data[0]["features"].shape[-1] if "features" in found.data.made else 0
@@ -287,7 +289,9 @@ def export(
     backbone = _backbone(recipe)
     if form == "bundle":
         if stage == "student":
-            alone = recipe.student.model_copy(update={"align": recipe.student.align.model_copy(update={"source": "none"})})
+            alone = recipe.student.model_copy(
+                update={"align": recipe.student.align.model_copy(update={"source": "none"})}
+            )
             model = learner(recipe.model_copy(update={"student": alone}), backbone, stage)
         else:
             model = learner(recipe, backbone, stage)

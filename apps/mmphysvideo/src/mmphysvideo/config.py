@@ -73,10 +73,14 @@ class Align(Config):
     stream: Literal["rgb", "perception", "both"] = "both"  # of the teacher, behind its links: our choice
     teacher_place: NonNegativeInt = 2  # block of the teacher: our choice
     hidden: PositiveInt = 256  # of the projector: our choice (2,048: VideoREPA's)
-    cells: tuple[PositiveInt, PositiveInt] | None = None  # tokens a frame after pooling (none: all); 10 x 15: VideoREPA's
+    cells: tuple[PositiveInt, PositiveInt] | None = (
+        None  # tokens a frame after pooling (none: all); 10 x 15: VideoREPA's
+    )
     rows: PositiveInt = 256  # tokens compared with all others at once: bounds the memory, changes no value
     encoder: str | None = None  # of vjepa2 (none: the embedded one) and videomae: a folder or a hub id
-    size: tuple[PositiveInt, PositiveInt] | None = None  # (height, width) that the encoder sees; none: as it was trained
+    size: tuple[PositiveInt, PositiveInt] | None = (
+        None  # (height, width) that the encoder sees; none: as it was trained
+    )
 
 
 class Student(Config):

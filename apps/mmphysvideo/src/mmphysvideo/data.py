@@ -33,6 +33,8 @@ SCHEMA = 1
 """Part of every producer: raise it when what is stored changes its meaning."""
 PERCEPTION = "perception"
 """Key of a record under which the path of its pseudo-RGB video stands, as MMPhysPipe writes it."""
+LISTED = 5
+"""Left-out clips that an error names."""
 DRAWN_BY = ("pseudo", "pseudo_world", "perception", "colours")
 """Modules of this app whose code decides how a perception looks."""
 
@@ -99,7 +101,7 @@ def producers(recipe: Recipe, backbone: Any, encoder: Any = None) -> dict[str, P
     if encoder is not None:
         settings = {"size": recipe.student.align.size}
         made["features"] = Producer(
-            encoder.id, digest(encoder), dtype="float16", schema=SCHEMA, shape="t _ _ _", settings=settings
+            encoder.id, digest(encoder), dtype="float16", schema=SCHEMA, shape="_ _ _ _", settings=settings
         )
     return made
 
@@ -126,6 +128,8 @@ def prepare(
     place: dict[str, Any] = {"rank": engine.rank, "world": engine.world_size, "quiet": quiet or not engine.main}
     place |= {"batch": d.encode_batch, "stale": "add"}
     pairs = list(_items(recipe, skipped, perceived=perceived))
+    if not pairs:
+        raise _none_left(d.source, skipped)
     seen = {name: producer for name, producer in made.items() if name != "text"}
     reports = [cache_job.make(root, [v for v, _ in pairs], partial(_encoder, recipe, backbone, encoder), seen, **place)]
     if perceived:
@@ -152,10 +156,15 @@ def prepare(
         if item.id not in lost and (shown is None or shown.id not in lost)
     ]
     if not keys:
-        why = "".join(f"\n  {s.path}: {s.why}" for s in skipped[:5])
-        raise ValueError(f"none of the {len(skipped)} clips of {d.source!r} can be used:{why}")
+        raise _none_left(d.source, skipped)
     data = Clips(Cache(root), keys, made, text_length=backbone.spec.text_length)
     return Prepared(data, len(keys), sum(count for count, _ in everyone), tuple(skipped))
+
+
+def _none_left(source: str, skipped: Sequence[Skipped]) -> ValueError:
+    why = "".join(f"\n  {s.path}: {s.why}" for s in skipped[:LISTED])
+    more = f"\n  and {len(skipped) - LISTED} more" if len(skipped) > LISTED else ""
+    return ValueError(f"none of the {len(skipped)} clips of {source!r} can be used:{why}{more}")
 
 
 Pairs = Iterator[tuple[cache_job.Item, cache_job.Item | None]]

@@ -29,7 +29,9 @@ class Links(nn.Module):
     def __init__(self, dim: int, blocks: int, *, every: int, way: Way) -> None:
         super().__init__()
         if every > blocks:
-            raise ValueError(f"expected teacher.links.every of at most the {blocks} blocks of the backbone, got {every}")
+            raise ValueError(
+                f"expected teacher.links.every of at most the {blocks} blocks of the backbone, got {every}"
+            )
         places = [] if way == "none" else [k for k in range(blocks) if (blocks - 1 - k) % every == 0]
         self.to_rgb, self.to_perception = (
             nn.ModuleDict({str(k): _zero(dim) for k in places if way in ("both", wanted)})

@@ -76,9 +76,9 @@ def work_of(recipe: Recipe, batch: int, stage: str) -> dict[str, Work]:
     for stream in streams if recipe.checkpointing else ():
         stream.model.enable_gradient_checkpointing()
     others = [s.model for s in model.teacher.streams] if isinstance(model, Learner) and model.teacher else []
-    trained = [p for group in model.groups().values() for p in group.parameters()]
     with DryRun() as dry:
         dry.weights(backbone.transformer, model, *(s.model for s in streams), *others)
+        trained = [p for group in model.groups().values() for p in group.parameters()]
         trainer = Trainer(recipe, model, backbone)
         noise = random_batch(recipe, backbone, batch)
         return {stage: dry.step(partial(trainer.loss, noise, at(stage, 0)), trained)}
@@ -125,7 +125,13 @@ def feature_width(recipe: Recipe) -> int:
         from backbones import VJEPA2Encoder
 
         return VJEPA2Encoder.load("world").dim
-    known = {"vjepa2-vitl": 1024, "vjepa2-vith": 1280, "vjepa2-vitg": 1408, "videomae-base": 768, "videomae-large": 1024}
+    known = {
+        "vjepa2-vitl": 1024,
+        "vjepa2-vith": 1280,
+        "vjepa2-vitg": 1408,
+        "videomae-base": 768,
+        "videomae-large": 1024,
+    }
     source = a.encoder or ""
     for name, width in known.items():  # their configurations are on the hub, which a plan does not ask
         if name in source and not Path(source).exists():

@@ -9,7 +9,6 @@ It is computed `rows` at a time, and once more in the backward pass: memory grow
 References: VideoREPA (Zhang et al., 2025), token relation distillation; REPA (Yu et al., 2024).
 """
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
@@ -27,9 +26,7 @@ class Projector(nn.Sequential):
         super().__init__(*layers)
 
 
-def relations(
-    a: Float[Tensor, "b n d"], b: Float[Tensor, "b n e"], *, margin: float, rows: int
-) -> Float[Tensor, ""]:
+def relations(a: Float[Tensor, "b n d"], b: Float[Tensor, "b n e"], *, margin: float, rows: int) -> Float[Tensor, ""]:
     """Mean over all pairs of a clip's tokens of relu(|cos(a_i, a_j) - cos(b_i, b_j)| - m); widths may differ.
 
     >>> x = torch.randn(1, 6, 4, generator=torch.Generator().manual_seed(0))

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from backbones import Backbone, BlockStack, Tokens, blocks_of, paths
+from backbones import BlockStack, Tokens, blocks_of, paths
 from mmphysvideo.config import Recipe
 
 __all__ = ["Stream", "diffusion", "levels"]
@@ -78,7 +78,7 @@ class Stream:
         return 1000.0 * sigma[:, ::pt].repeat_interleave(cells, 1)
 
 
-def levels(recipe: Recipe, backbone: Backbone, count: int, generator: torch.Generator) -> Float[Tensor, " b"]:
+def levels(recipe: Recipe, backbone: Any, count: int, generator: torch.Generator) -> Float[Tensor, " b"]:
     """Draw noise levels as the backbone was trained: uniform timesteps (v-prediction), or uniform with its shift."""
     u = torch.rand(count, generator=generator)
     scheduler = backbone.pipe.scheduler

@@ -13,7 +13,6 @@ References: MMPhysVideo (2026), the student; VideoREPA (Zhang et al., 2025).
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 

@@ -126,7 +126,9 @@ class Teacher(nn.Module):
     ) -> Pair:
         """Embed both latents; `timestep` is that of x where a pipeline asks."""
         top = sigma if sigma.ndim == 1 else sigma.amax(1, keepdim=True).expand_as(sigma)
-        high = timestep if timestep is None or timestep.ndim == 1 else timestep.amax(1, keepdim=True).expand_as(timestep)
+        high = (
+            timestep if timestep is None or timestep.ndim == 1 else timestep.amax(1, keepdim=True).expand_as(timestep)
+        )
         if len(self.streams) == 1 and self.channels is None:
             both = None if timestep is None or high is None else torch.cat([timestep, high])
             rows = torch.cat([x, q]), torch.cat([sigma, top]), torch.cat([text, text])
@@ -209,9 +211,7 @@ class Teacher(nn.Module):
         state[0] = self.step(k, state[0])
         return tokens, state
 
-    def after_block(
-        self, k: int, tokens: Tokens, state: list[Pair], stack: BlockStack
-    ) -> tuple[Tokens, list[Pair]]:
+    def after_block(self, k: int, tokens: Tokens, state: list[Pair], stack: BlockStack) -> tuple[Tokens, list[Pair]]:
         """Nothing to do: `block` has done it."""
         return tokens, state
 

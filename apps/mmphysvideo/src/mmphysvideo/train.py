@@ -8,6 +8,7 @@ texts at a step of a seed, whatever is aligned, so that a student and its contro
 References: MMPhysVideo (2026); what it leaves open is marked in `mmphysvideo.config`.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,8 +20,8 @@ from torch import Tensor, nn
 
 from backbones import bundle, paths
 from mmphysvideo.config import Recipe
-from mmphysvideo.student import Learner
 from mmphysvideo.streams import diffusion, levels
+from mmphysvideo.student import Learner
 from mmphysvideo.teacher import Teacher
 from trainers import (
     FitResult,
@@ -36,10 +37,22 @@ from trainers import (
 )
 from trainers.engine import Engine, launched
 
-__all__ = ["STAGES", "Noised", "Trainer", "kind_of", "learner", "newest", "ready", "save_bundle", "stage_of", "train"]
+__all__ = [
+    "HELD_CLIPS",
+    "STAGES",
+    "Noised",
+    "Trainer",
+    "kind_of",
+    "learner",
+    "newest",
+    "ready",
+    "save_bundle",
+    "stage_of",
+    "train",
+]
 
 STAGES = ("teacher", "student")
-BESIDE = 64
+HELD_CLIPS = 64
 """Clips of the held-out loss: our choice."""
 
 Batch = Mapping[str, Any]
@@ -118,7 +131,9 @@ class Trainer:
     def terms(self, batch: Batch, seen: Noised) -> dict[str, Tensor]:
         """The weighted terms of a noised batch."""
         prediction, sigma = self.backbone.spec.prediction, self._asked(seen)
-        with torch.autocast(**self.autocast):
+        with torch.autocast(**self.autocast), warnings.catch_warnings():
+            # autocast hands Wan's float32 norms half-precision states, which they take, if not by their fastest kernel
+            warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight", category=UserWarning)
             if isinstance(self.model, Teacher):
                 assert seen.q is not None
                 assert seen.q_target is not None
@@ -154,7 +169,7 @@ def learner(
             model: Teacher | Learner = Teacher(recipe, backbone)
         else:
             model = Learner(recipe, backbone, teacher, width=width)
-    return model.to(recipe.device)
+    return model if backbone.device.type == "meta" else model.to(recipe.device)  # a plan has no values to move
 
 
 def stage_of(recipe: Recipe, model: Teacher | Learner, backbone: Any, data: MapStyle) -> Stage:
@@ -193,7 +208,7 @@ def train(
         dump_config(recipe, out / "recipe.yaml")
     held_out = None
     if held is not None:
-        look, clips = Trainer(recipe, model, backbone), min(BESIDE, len(held))
+        look, clips = Trainer(recipe, model, backbone), min(HELD_CLIPS, len(held))
         held_out = HeldOut(look.held_out, held, clips=clips, batch_size=min(16, clips), every=recipe.save_every)
     watch: dict[str, nn.Module] = {"transformer": backbone.transformer}
     teacher = model.teacher if isinstance(model, Learner) else None
