@@ -36,7 +36,7 @@ class Features:
     protocol: dict[str, str]
 
 
-def distance(a: Num[np.ndarray, "n d"], b: Num[np.ndarray, "m d"]) -> float:
+def distance(a: Num[np.ndarray, "n d"], b: Num[np.ndarray, "m e"]) -> float:
     """Return the squared Fréchet distance of the two Gaussians, covariances over n - 1.
 
     ValueError for other dimensions, fewer than two samples, or numbers that are none.

@@ -264,7 +264,7 @@ def _spread(radius: np.ndarray) -> float:
     return float(known.max() - known.min()) if known.size else float("nan")
 
 
-def _part(frames: Film, part: Part, path: Path) -> Film:
+def _part(frames: Film, part: Part, path: Path) -> UInt8[np.ndarray, "t h _ 3"]:
     if part == "whole":
         return frames
     width = frames.shape[2] // 3

@@ -54,7 +54,7 @@ class Pair:
     annotation: Path | None = None
 
 
-def score(true: Masks, made: Masks) -> dict[str, float]:
+def score(true: Masks, made: Bool[np.ndarray, "s y x"]) -> dict[str, float]:
     """Compare the object's masks frame by frame, in units of sqrt(2) times the picture's height.
 
     l2: mean over frames and axes of |centroid difference|. chamfer: mean distance to the nearest point of the other
@@ -128,7 +128,7 @@ def pairs(table: Path) -> list[Pair]:
     return found
 
 
-def load(pair: Pair) -> tuple[Masks, Masks]:
+def load(pair: Pair) -> tuple[Masks, Bool[np.ndarray, "s y x"]]:
     """Read the dropped object's masks of both, at the prediction's rate and as long as both last."""
     true, made = (_masks(path) for path in (pair.true, pair.made))
     which = dropped(pair.annotation) if pair.annotation is not None else -1
