@@ -1,268 +1,177 @@
 """The demo: base, plain adapter and PILA on the embedded backbone, generated, measured and compared in minutes.
 
 One seed, a few clips, a tiny backbone: it shows that the machinery works and what its figures look like. It is headed
-"demo, not a claim" because it is one.
+"demo, not a claim" because it is one. The adapters of the other papers join when asked (`also`), each for up to 40 s.
 """
 
-import json
-import platform
-import resource
-import sys
+import shutil
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from collections.abc import Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from bench import live
-from bench.generate import Made, Order, Setting, System, carry_out_all
-from bench.measure import REFERENCES
-from physworld import MECHANISMS
-from physworld.evaluation import Scored
-from physworld.paired import LEAST, Difference, by_mechanism
+from bench import live, results, world
+from bench.generate import Setting, System
+from bench.results import Comparison, Result
+from physworld import MECHANISMS, paired
+from trainers import show
 
-BASE = System("base")
-
-
-@dataclass(frozen=True)
-class Result:
-    """Everything that the report shows. `scored[mechanism][source]`, `comparisons[pair][mechanism or "all"]`."""
-
-    setting: Setting
-    systems: tuple[str, ...]
-    scored: dict[str, dict[str, Scored]]
-    comparisons: tuple[dict[str, Difference], ...]
-    videos: dict[str, dict[str, np.ndarray]]
-    live: live.LiveRun | None
-    bundles: dict[str, dict[str, Any]]
-    backbone: dict[str, Any]
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """References first, then systems."""
-        return (*REFERENCES, *self.systems)
-
-    def mean(self, source: str, what: str) -> float:
-        """Mean over mechanisms of a source's `pass_share` or `score`."""
-        return float(np.mean([getattr(by_source[source], what) for by_source in self.scored.values()]))
-
-    def to_json(self) -> str:
-        """Write every figure, clip by clip, but no video."""
-        content = {
-            "what": "demo, not a claim",
-            "setting": asdict(self.setting),
-            "systems": self.systems,
-            "backbone": self.backbone,
-            "bundles": self.bundles,
-            "pass_share": {m: {s: v.pass_share for s, v in by.items()} for m, by in self.scored.items()},
-            "score": {m: {s: v.score for s, v in by.items()} for m, by in self.scored.items()},
-            "differences": [{m: asdict(d) for m, d in compared.items()} for compared in self.comparisons],
-            "clips": {m: {s: asdict(v) for s, v in by.items()} for m, by in self.scored.items()},
-            "live": None if self.live is None else asdict(self.live),
-            "seconds": self.seconds,
-            "environment": environment(),
-        }
-        return json.dumps(_finite(content), indent=1) + "\n"
+MAIN = {"plain": "plain", "PILA": "pila"}
+"""What is always compared with the base: names and shipped bundles."""
+TITLE = "Does a physics adapter make a tiny video generator more plausible?"
+BADGE = "demo, not a claim"
 
 
-def shipped_systems() -> tuple[System, ...]:
-    """Name the systems of the demo: the bare backbone, the plain adapter, PILA (bundles found by entry point)."""
+def further() -> list[str]:
+    """Name the other bundles that installed packages ship and that are there."""
     from backbones import bundle
 
-    return BASE, System("plain", bundle.shipped("plain")), System("PILA", bundle.shipped("pila"))
+    shipped = [e.name for e in entry_points(group=bundle.SHIPPED) if e.name not in MAIN.values()]
+    return sorted(name for name in shipped if (bundle.shipped(name) / bundle.META).is_file())
 
 
-def pairs(systems: Sequence[str]) -> list[tuple[str, str]]:
-    """List what is compared with what: the last system with the base first, then every other pair.
+def shipped_systems(also: Sequence[str] = ()) -> tuple[System, ...]:
+    """Name the systems of the demo: the bare backbone, the plain adapter, PILA, and the bundles of `also` ("all")."""
+    from backbones import bundle
 
-    >>> pairs(["base", "plain", "PILA"])
-    [('PILA', 'base'), ('plain', 'base'), ('PILA', 'plain')]
-    """
-    later = list(reversed(systems[1:]))
-    return [(name, systems[0]) for name in later] + [
-        (a, b) for index, a in enumerate(later) for b in later[index + 1 :]
-    ]
+    known = further()
+    if strange := set(also) - {*known, "all"}:
+        raise ValueError(f"expected --also among {', '.join([*known, 'all'])}, got {', '.join(sorted(strange))}")
+    chosen = known if "all" in also else list(dict.fromkeys(also))
+    named = {**MAIN, **{name: name for name in chosen}}
+    return System("base"), *(System(name, (bundle.shipped(shipped),)) for name, shipped in named.items())
 
 
 def run(
     setting: Setting,
     systems: Sequence[System],
+    out: Path,
     *,
     mechanisms: Sequence[str] = MECHANISMS,
     workers: int = 2,
     train_live: bool = True,
-    console: Console | None = None,
-) -> Result:
-    """Train a few live steps, generate and measure every system, compare them clip by clip.
+    quiet: bool = False,
+) -> Path:
+    """Train a few live steps, generate, measure and compare every system; give the folder of the result.
 
     ValueError before anything is trained or generated when backbone or bundles are missing or do not fit.
     """
-    console = console or Console(stderr=True)
-    backbone = _fitting(setting, systems)
-    seconds: dict[str, float] = {}
-    began = time.monotonic()
-    trained = _train_live(setting, console) if train_live else None
-    seconds["live training"] = time.monotonic() - began
-    orders = [Order(setting, mechanism, system) for system in (*systems, None) for mechanism in mechanisms]
-    orders.sort(key=lambda order: order.system is None or order.system.bundle is None)  # the slowest first
-    began = time.monotonic()
-    with _bar(console, "generate and measure", sum(order.clips for order in orders)) as advance:
-        made = carry_out_all(orders, workers=workers, done=lambda order: advance(order.clips))
-    seconds["generation and measurement"] = time.monotonic() - began
-    return assemble(setting, systems, mechanisms, made, trained, backbone, seconds)
-
-
-def assemble(
-    setting: Setting,
-    systems: Sequence[System],
-    mechanisms: Sequence[str],
-    made: Sequence[Made],
-    trained: live.LiveRun | None,
-    backbone: dict[str, Any],
-    seconds: dict[str, float],
-) -> Result:
-    """Put the pieces together and compare the systems."""
-    by_source = {(one.mechanism, one.source): one for one in made}
-    names = [system.name for system in systems]
-    scored = {m: {s: by_source[m, s].scored for s in (*REFERENCES, *names)} for m in mechanisms}
-    comparisons = tuple(
-        by_mechanism(
-            a,
-            b,
-            {m: scored[m][a].scores for m in mechanisms},
-            {m: scored[m][b].scores for m in mechanisms},
-            seed=setting.seed,
+    about = world.fitting(setting, systems)
+    notes = [limits(setting, about["parameters"])]
+    log = None
+    if train_live:
+        trained = _train_live(setting, out, quiet)
+        log = out / "live.jsonl"
+        notes.append(
+            f"Just before the comparison this run trained {trained.steps} steps of PILA from scratch in "
+            f"{trained.seconds:.0f} s, to show the loop (see “Training”). These weights are thrown away: the compared "
+            "adapters are the shipped ones."
         )
-        for a, b in pairs(names)
+    said = {"title": TITLE, "notes": notes, "badge": BADGE}
+    (folder,) = world.run(setting, systems, out, mechanisms=mechanisms, workers=workers, quiet=quiet, **said)
+    result = results.read(folder)
+    if text := control_of(result):
+        results.write(result.model_copy(update={"notes": (*result.notes, text)}), folder)
+    if log is not None:
+        log.replace(folder / "log.jsonl")
+    return folder
+
+
+def limits(setting: Setting, parameters: int) -> str:
+    """Say what a demo cannot show."""
+    clips = f"{setting.clips} clip{'s' if setting.clips != 1 else ''} a mechanism"
+    margin = paired.share_margin(setting.clips)
+    return (
+        "This run shows that generation, correction and measurement work end to end, and roughly which laws the frozen "
+        "backbone breaks. It cannot show that a physics structure helps video generation: the backbone has "
+        f"{parameters / 1e6:.1f} million parameters and 32-pixel pictures, there is one noise seed and one training "
+        f"run a system, and with {clips} a share near one half is uncertain by ±{margin:.2f}."
     )
-    return Result(
-        setting=setting,
-        systems=tuple(names),
-        scored=scored,
-        comparisons=comparisons,
-        videos={m: {s: by_source[m, s].videos for s in (*names, "real")} for m in mechanisms},
-        live=trained,
-        bundles={system.name: _about(system) for system in systems},
-        backbone=backbone,
-        seconds=seconds,
-    )
+
+
+def control_of(result: Result) -> str:
+    """Say how the compared adapters differ, from what their bundles hold."""
+    trained = {s.name: (s.parameters, s.steps) for s in result.systems if s.steps is not None}
+    if "plain" not in trained or len(trained) < 2:
+        return ""
+    alike = [name for name, about in trained.items() if name != "plain" and about == trained["plain"]]
+    others = [name for name in trained if name != "plain" and name not in alike]
+    said = []
+    if alike:
+        them = " and ".join(alike)
+        said.append(
+            f"plain has the same size as {them} and as many training steps, but only the generator’s own loss: what "
+            f"{them} gains beyond plain is what the physics may have brought; what plain gains over base is training "
+            "alone."
+        )
+    if others:
+        said.append(
+            f"{' and '.join(others)} and plain do not have equal size and steps (see “Systems”): a difference between "
+            "them may come from that alone."
+        )
+    return " ".join(said)
 
 
 def tables(result: Result) -> list[Table]:
     """Show pass shares and paired differences on the terminal."""
-    title = f"demo, not a claim: share of clips that obey their law ({result.setting.clips} a mechanism, one seed)"
-    shares = Table(Column("mechanism", no_wrap=True), *result.sources, title=title)
-    for mechanism, by_source in result.scored.items():
-        shares.add_row(mechanism, *(f"{by_source[s].pass_share:.2f}" for s in result.sources))
-    shares.add_row("mean", *(f"{result.mean(s, 'pass_share'):.2f}" for s in result.sources), style="bold")
-    shares.add_row("mean score", *(f"{result.mean(s, 'score'):.2f}" for s in result.sources), style="dim")
-    differences = Table(
-        Column("mechanism", no_wrap=True),
-        title="paired difference in score, 95 % bootstrap interval",
-        caption=f"* excludes zero; no interval below {LEAST} clips a mechanism",
+    names = [system.name for system in result.systems]
+    groups = list(dict.fromkeys(group for system in result.systems for group in system.groups))
+    n = min((m["pass"].n for s in result.systems for m in s.groups.values()), default=0)
+    heading = f"{result.settings['badge']}: " if "badge" in result.settings else ""
+    title = f"{heading}share of clips that obey their law ({n} a mechanism, {result.prompt_set.name})"
+    shares = Table(Column("mechanism", no_wrap=True), *names, title=title)
+    for group in groups:
+        shares.add_row(group, *(_value(s.groups[group]["pass"].value) for s in result.systems))
+    shares.add_row("mean", *(_value(s.metrics["pass"].value) for s in result.systems), style="bold")
+    shares.add_row("mean score", *(_value(s.metrics["score"].value) for s in result.systems), style="dim")
+    return [shares, *([differences(result.comparisons)] if result.comparisons else [])]
+
+
+def differences(comparisons: Sequence[Comparison], metric: str = "score") -> Table:
+    """Show paired differences of one metric, pairs as columns."""
+    found = [c for c in comparisons if c.metric == metric]
+    pairs = list(dict.fromkeys((c.a, c.b) for c in found))
+    by_key = {(c.a, c.b, c.group): c for c in found}
+    table = Table(
+        Column("group", no_wrap=True),
+        *(f"{a} - {b}" for a, b in pairs),
+        title=f"paired difference in {metric}, 95 % bootstrap interval",
+        caption=f"* p below .05 after Holm's correction; no interval below {paired.LEAST} clips a group",
     )
-    for compared in result.comparisons:
-        first = next(iter(compared.values()))
-        differences.add_column(f"{first.a} - {first.b}")
-    for name in result.comparisons[0] if result.comparisons else ():
-        cells = [_interval(compared[name]) for compared in result.comparisons]
-        differences.add_row(name, *cells, style="bold" if name == "all" else None)
-    return [shares, differences] if result.comparisons else [shares]
+    for group in sorted(dict.fromkeys(c.group for c in found), key=lambda g: g == ""):
+        cells = [_interval(by_key.get((a, b, group))) for a, b in pairs]
+        table.add_row(group or "all", *cells, style="bold" if group == "" else None)
+    return table
 
 
-def environment() -> dict[str, str]:
-    """Name the machine and the versions that the figures belong to."""
-    names = ("torch", "diffusers", "transformers", "numpy", "physworld", "physbackbones")
-    unit = 1024**2 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB on Linux
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return {
-        "processor": _processor(),
-        "python": platform.python_version(),
-        "largest process": f"{peak / unit:.0f} MiB",
-        **{name: version(name) for name in names},
-    }
+def _train_live(setting: Setting, out: Path, quiet: bool) -> live.LiveRun:
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-live-") as folder,
+        show.bar("train PILA live", 60, quiet=quiet) as bar,
+    ):
+        place = Path(folder) / "run"
+        command = live.pila_command(place, setting.backbone, setting.seeds[0])
+        trained = live.run(
+            command,
+            place,
+            shown="pila train",
+            watch=lambda step, stage, loss: bar.update(step, f"{stage}: loss {loss:.3f}"),
+        )
+        out.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(place / "log.jsonl", out / "live.jsonl")
+        return trained
 
 
-def _train_live(setting: Setting, console: Console) -> live.LiveRun:
-    with tempfile.TemporaryDirectory(prefix="bench-live-") as folder:
-        out = Path(folder) / "run"
-        with _bar(console, "train PILA live", 60, note="starting") as advance:
-            at = 0
-
-            def watch(step: int, stage: str, loss: float) -> None:
-                nonlocal at
-                advance(step - at, f"{stage}: loss {loss:.3f}")
-                at = step
-
-            command = live.pila_command(out, setting.backbone, setting.seed)
-            return live.run(command, out, shown="pila train", watch=watch)
+def _value(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
 
 
-@contextmanager
-def _bar(console: Console, name: str, total: int, note: str = "") -> Iterator[Any]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(name, total=total, note=note)
-        yield lambda amount, text="": progress.update(task, advance=amount, note=text)
-
-
-def _fitting(setting: Setting, systems: Sequence[System]) -> dict[str, Any]:
-    """Load the backbone and hold every bundle against it; say what the backbone is."""
-    import backbones
-    from backbones import bundle
-
-    backbone = backbones.load(setting.backbone)
-    for system in systems:
-        if system.bundle is not None:
-            try:
-                bundle.check(bundle.load(system.bundle), backbone)
-            except ValueError as error:
-                raise ValueError(f"{system.name} cannot be compared: {error}") from None
-    parameters = sum(p.numel() for p in backbone.transformer.parameters())
-    return {"id": backbone.id, "digest": backbone.digest, "parameters": parameters}
-
-
-def _about(system: System) -> dict[str, Any]:
-    if system.bundle is None:
-        return {"kind": "frozen backbone"}
-    from backbones import bundle
-
-    stored = bundle.load(system.bundle)
-    parameters = sum(tensor.numel() for group in stored.tensors.values() for tensor in group.values())
-    return {"kind": stored.kind, "parameters": parameters, "stages": stored.meta["stages"]}
-
-
-def _interval(difference: Difference) -> str:
-    return f"{difference} *" if difference.clear else str(difference)
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.machine())
-
-
-def _finite(value: Any) -> Any:
-    """Turn what JSON cannot say (NaN, infinities) into null."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value if not isinstance(value, float) or np.isfinite(value) else None
+def _interval(one: Comparison | None) -> str:
+    if one is None or one.mean is None:
+        return "–"
+    if one.low is None or one.high is None:
+        return f"{one.mean:+.3f}"
+    star = " *" if one.p_corrected is not None and one.p_corrected < 0.05 else ""
+    return f"{one.mean:+.3f} [{one.low:+.3f}, {one.high:+.3f}]{star}"

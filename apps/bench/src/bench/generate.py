@@ -1,10 +1,17 @@
-"""Generation and measurement, in two processes of one torch thread each.
+"""Generation and measurement, in processes of one torch thread each.
 
 Every system gets the same captions and, clip by clip, the same noise: what differs is the system alone. Two processes
 with one thread each are faster than one process with two, whose OpenMP teams spin against each other at these sizes.
+
+The parts that are measured lie in `FOLDER/parts` and are named by what they were measured of (bundle, backbone,
+sampling, world), so that a run which was stopped goes on and a second one measures only what is new. The first clips of
+each mechanism are kept as videos that a browser plays, with what there is to see in them (`bench.evidence`).
 """
 
+import json
 import multiprocessing
+import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import nullcontext
@@ -15,96 +22,150 @@ from typing import Any
 
 import torch
 
-from bench.measure import REFERENCES, Videos, held_out_clips, references, to_bytes
-from physworld.evaluation import Scored, noise_seeds, score
-from physworld.metrics import Thresholds
+from bench.evidence import evidence
+from bench.references import Film, reference, to_bytes
+from physworld import FPS, SIZE
+from physworld.evaluation import Maker, Scored, evaluate, noise_seeds
+from trainers import video
+
+KEPT = 3
+"""Clips a mechanism that are kept as videos, of the first noise seed and training run: the first ones, not the best."""
+VISIBLE = 192
+"""Least side of a kept video in pixels (our choice)."""
 
 
 @dataclass(frozen=True)
 class System:
-    """What is compared: a name, and the folder of an adapter's bundle (none: the bare backbone)."""
+    """What is compared: a name, and a bundle's folder for each training run (none: the bare backbone)."""
 
     name: str
-    bundle: Path | None = None
+    bundles: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all systems share."""
+    """What all systems share; `clips` a mechanism, `seeds` of the noise."""
 
     backbone: str
     clips: int
-    split: str
-    seed: int
+    splits: tuple[str, ...]
+    seeds: tuple[int, ...]
     steps: int
     guidance: float
-
-
-@dataclass(frozen=True)
-class Made:
-    """Clips of one source for one mechanism and what was measured on them."""
-
-    source: str
-    mechanism: str
-    videos: Videos
-    scored: Scored
+    scale: int = 1
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
 class Order:
-    """One piece of work: a system's clips of one mechanism, or (no system) the references of that mechanism."""
+    """One piece of work: a source's clips of one mechanism. `bundle` belongs to training run `run` of a system; without
+    one, `reference` names a reference, or nothing the bare backbone.
+    """
 
+    folder: Path
     setting: Setting
     mechanism: str
-    system: System | None
+    split: str
+    seed: int
+    name: str
+    run: int = 0
+    bundle: Path | None = None
+    reference: bool = False
 
-    @property
-    def clips(self) -> int:
-        """Number of clips that the order generates or reads."""
-        return self.setting.clips * (1 if self.system else len(REFERENCES))
 
-
-def carry_out(order: Order) -> list[Made]:
-    """Make and measure the clips of one order."""
+def carry_out(order: Order) -> Scored:
+    """Make and measure the clips of one order, or read what was measured before."""
     torch.set_num_threads(1)
-    backbone = _backbone(order.setting.backbone)
-    clips = held_out_clips(order.mechanism, order.setting.clips, order.setting.split)
-    prompts = [clip.caption for clip in clips]
-    if order.system is None:
-        sources = {name: make(clips) for name, make in references(backbone).items()}
-    else:
-        sources = {order.system.name: sample(backbone, order.system, prompts, order.setting, order.mechanism)}
-    return [
-        Made(name, order.mechanism, videos, score(order.mechanism, prompts, videos, Thresholds.load()))
-        for name, videos in sources.items()
-    ]
+    backbone = _backbone(order.setting.backbone, order.setting.device)
+    maker, about = _maker(order, backbone)
+    first = order.seed == order.setting.seeds[0] and order.run == 0
+    evaluation = evaluate(
+        {order.name: _keeping(maker, order) if first else maker},
+        clips=order.setting.clips,
+        split=order.split,
+        seed=order.seed,
+        scale=order.setting.scale,
+        mechanisms=(order.mechanism,),
+        about={order.name: [about]},
+        folder=order.folder / "parts",
+    )
+    return evaluation.methods[order.name][0].scored[order.mechanism]
 
 
-def sample(backbone: Any, system: System, prompts: list[str], setting: Setting, mechanism: str) -> Videos:
-    """Sample one clip a prompt with a system, through the stock pipeline."""
-    import backbones
-
-    with nullcontext() if system.bundle is None else backbones.attach(backbone, system.bundle):
-        video = backbones.sample(
-            backbone,
-            prompts,
-            noise=backbones.noise(backbone, noise_seeds(mechanism, setting.clips, setting.seed)),
-            steps=setting.steps,
-            guidance=setting.guidance,
-        )
-    return to_bytes(video)
+def kept(order: Order, index: int) -> Path:
+    """Name the video of a clip that is kept; beside it lies a json with what there is to see in it."""
+    clip = f"{order.mechanism}-{index:06d}"
+    return order.folder / order.split / "clips" / clip / f"{slug(order.name)}.mp4"
 
 
-def carry_out_all(orders: Sequence[Order], *, workers: int, done: Callable[[Order], Any]) -> list[Made]:
-    """Carry out every order; `done` is called as each one is finished."""
-    made: list[Made] = []
+def slug(name: str) -> str:
+    """Turn any name into one of a file.
+
+    >>> slug("PILA (1.3B)/../x")
+    'PILA-1.3B-x'
+    """
+    words = re.findall(r"[A-Za-z0-9]+(?:\.[A-Za-z0-9]+)*", name)
+    return "-".join(words)[:60] or "system"
+
+
+def carry_out_all(orders: Sequence[Order], *, workers: int, done: Callable[[int], Any]) -> dict[Order, Scored]:
+    """Carry out every order; `done` is called with the number that are finished."""
+    scored: dict[Order, Scored] = {}
     for order, part in _finished(orders, workers):
-        made += part
-        done(order)
-    return made
+        scored[order] = part
+        done(len(scored))
+    return scored
 
 
-def _finished(orders: Sequence[Order], workers: int) -> Iterator[tuple[Order, list[Made]]]:
+def _maker(order: Order, backbone: Any) -> tuple[Maker, dict[str, Any]]:
+    first = noise_seeds(order.mechanism, 1, order.seed).start
+    setting = order.setting
+    if order.reference:
+        maker = reference(order.name, backbone, order.mechanism, order.split, setting.scale, first)
+        needs = {"autoencoder": backbone.digest} if order.name == "VAE" else {}
+        return maker, {"reference": order.name, **needs}
+    about = {"backbone": backbone.digest, "steps": setting.steps, "guidance": setting.guidance}
+    if order.bundle is not None:
+        from backbones import bundle
+
+        about["bundle"] = bundle.load(order.bundle).meta["sha256"]
+
+    def make(captions: Sequence[str], seeds: range) -> list[Film]:
+        import backbones
+
+        side = SIZE * setting.scale
+        with nullcontext() if order.bundle is None else backbones.attach(backbone, order.bundle):
+            films = backbones.sample(
+                backbone,
+                list(captions),
+                noise=backbones.noise(backbone, list(seeds), height=side, width=side),
+                steps=setting.steps,
+                guidance=setting.guidance,
+                height=side,
+                width=side,
+            )
+        return list(to_bytes(films))
+
+    return make, about
+
+
+def _keeping(make: Maker, order: Order) -> Maker:
+    """Keep the first films on the way to the measure, before the part says that they are measured."""
+    first = noise_seeds(order.mechanism, 1, order.seed).start
+
+    def keep(captions: Sequence[str], seeds: range) -> list[Film]:
+        films = list(make(captions, seeds))
+        for caption, seed, film in zip(captions, seeds, films, strict=True):
+            if seed - first < KEPT:
+                path = kept(order, seed - first)
+                video.write(path, film, FPS, scale=max(1, -(-VISIBLE // film.shape[1])), crf=16)
+                _write(path.with_suffix(".json"), json.dumps(evidence(caption, film)))
+        return films
+
+    return keep
+
+
+def _finished(orders: Sequence[Order], workers: int) -> Iterator[tuple[Order, Scored]]:
     if workers == 1:
         for order in orders:
             yield order, carry_out(order)
@@ -117,7 +178,13 @@ def _finished(orders: Sequence[Order], workers: int) -> Iterator[tuple[Order, li
 
 
 @lru_cache(maxsize=1)
-def _backbone(name: str) -> Any:
+def _backbone(name: str, device: str) -> Any:
     import backbones
 
-    return backbones.load(name)
+    return backbones.load(name, device=device)
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)

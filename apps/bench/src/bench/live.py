@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 STEPS = {"observe.steps": 5, "recover.steps": 3, "couple.steps": 30}
 """3 ranges x 5 + 5 phases x 3 + 30 = 60 steps of PILA's three stages."""
@@ -107,8 +109,41 @@ def read_log(path: Path) -> list[dict]:
     return lines
 
 
+def curves(lines: Sequence[dict]) -> list[dict]:
+    """Give the charts of a training log: the loss of each stage, its terms, gradient norm and learning rate.
+
+    A chart is {title, across, log, lines: [{name, x, y}]}; a stage has its own line, since each minimises something
+    else. Values that are no numbers are gaps.
+    """
+    stages = list(dict.fromkeys(line["stage"] for line in lines))
+    terms = dict.fromkeys(name for line in lines for name in line["terms"])
+
+    def drawn(title: str, value: Callable[[dict], Any], *, log: bool = False) -> dict | None:
+        found = []
+        for stage in stages:
+            mine = [line for line in lines if line["stage"] == stage]
+            y = [_number(value(line)) for line in mine]
+            if any(v is not None for v in y):
+                found.append({"name": stage, "x": [line["global_step"] for line in mine], "y": y})
+        return {"title": title, "across": "step", "log": log, "lines": found} if found else None
+
+    charts = [drawn("loss", _loss, log=True)]
+    charts += [drawn(term, lambda line, term=term: line["terms"].get(term), log=True) for term in terms]
+    charts += [
+        drawn("gradient norm", lambda line: line.get("gradient_norm"), log=True),
+        drawn("learning rate", lambda line: line.get("lr")),
+        drawn("seconds a step", lambda line: line.get("seconds")),
+    ]
+    return [chart for chart in charts if chart is not None]
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
 def _loss(line: dict) -> float:
-    return float(sum(value for name, value in line["terms"].items() if not name.startswith("log/")))
+    terms = line["terms"].items()
+    return float(sum(value for name, value in terms if not name.startswith("log/") and value is not None))
 
 
 def _tail(out: Path) -> str:

@@ -1,219 +1,363 @@
 """The report: one HTML file with its videos, figures and tables inside, readable anywhere and offline.
 
-Videos are H.264 (every browser plays it), enlarged by pixel copies; the panels of one prompt are one video, so that
-they stay in step. Figures are SVG in the page's own text colour. Nothing is fetched from anywhere.
+It shows any results (`bench.results`), one section each. Videos play side by side in step; the page fetches nothing and
+its content policy runs no script but its own, whose hash it names. What came from data (captions, names, notes) is
+escaped by the template, reaches the script as JSON, and is only ever set as text.
 """
 
 import base64
+import hashlib
+import json
 import math
-import tempfile
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from importlib.resources import files
 from pathlib import Path
+from statistics import median
+from typing import Any
 
-import numpy as np
-from jaxtyping import UInt8
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
-from bench import plots
-from bench.demo import Result, environment
-from bench.measure import BLIND, MAY_RUN_BACKWARDS, held_out_clips
-from physworld.evaluation import Scored
-from physworld.metrics import Thresholds
-from physworld.paired import LEAST, LEVEL, Difference, expected_by_chance, share_margin
-from trainers import video
+from bench import cards, plots, results
+from bench.live import curves, read_log
+from bench.published import MARK, Block, published
+from bench.results import Comparison, Result
+from physworld.paired import expected_by_chance
 
 SHOWN = 2
-"""Clips a mechanism that are shown: the first ones, not the best."""
-GAP = 1
-ENLARGE = 6
-PLAY_FPS = 8.0
-"""Half speed: 17 frames at 16 a second are over before the eye has found the ball."""
-
-
-WORDS = {
-    "relerr": "relative error",
-    "err": "error",
-    "resid": "residual",
-    "rms": "deviation",
-    "px": "(px)",
-    "traj": "path",
-    "mom": "momentum",
-    "rest": "restitution",
-    "perm": "permanence",
-    "maxprinc": "new extremes",
-    "cv": "changes",
-    "dir": "direction",
-    "ok": "as told",
-    "valid": "readable",
-    "off": "off",
-    "manifold": "colours",
+"""Clips a group that are shown: the first ones, not the best."""
+RATERS = {
+    "law": "a law fitted to pixels",
+    "formula": "a formula against real videos",
+    "official": "the benchmark's own network",
+    "judge": "a vision-language model, not the official rater",
+    "human": "people",
 }
-"""Short names of measures in words."""
+LABELS = {"pass": "obeys its law (share)", "score": "score (0 to 1)"}
+MOST_PANELS = 6
+"""Pairs that have a panel each; more are drawn as one list over everything."""
+OPEN_METRICS = 4
+"""Metrics that get a plot and a table by group; the rest stand among all figures."""
 
 
 @dataclass(frozen=True)
-class Panel:
-    """One system's clip in a strip: what it is, its score, and the gates that it fails."""
+class Column:
+    """A metric as it is printed."""
 
     name: str
-    score: float
-    failed: tuple[str, ...]
+    label: str
+    digits: int
 
 
 @dataclass(frozen=True)
-class Strip:
-    """One prompt's clips side by side."""
+class GroupTable:
+    """A metric by group: its plot and what is said under it."""
 
-    caption: str
-    data: str
-    panels: tuple[Panel, ...]
-
-
-def write(result: Result, folder: Path) -> Path:
-    """Write `report.html` and `result.json` into a folder; both appear whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in (("result.json", result.to_json()), ("report.html", render(result))):
-        part = folder / f"{name}.tmp"
-        part.write_text(text, encoding="utf-8")
-        part.replace(folder / name)
-    return folder / "report.html"
+    metric: Column
+    plot: str
+    about: str
 
 
-def render(result: Result) -> str:
-    """Write the page."""
+@dataclass(frozen=True)
+class DifferenceTable:
+    """Paired differences of one metric: its plot, and cells by row and column (pairs are the columns while few)."""
+
+    metric: Column
+    corner: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, bool, tuple[Comparison | None, ...]], ...]
+    plot: str
+    about: str
+
+
+@dataclass(frozen=True)
+class RunView:
+    """Everything that the page shows of one result."""
+
+    key: str
+    file: str
+    title: str
+    badge: str
+    result: Result
+    headlines: list[str]
+    metrics: list[Column]
+    intervals: str
+    group_word: str
+    groups: list[str]
+    by_group: list[GroupTable]
+    differences: list[DifferenceTable]
+    many: str
+    cards: list[cards.Card]
+    left_out: int
+    has_paths: bool
+    has_motion: bool
+    curves: list[dict[str, Any]]
+    published: list[Block]
+    medians: dict[str, list[tuple[str, list[float | None]]]]
+    facts: list[tuple[str, str]]
+
+    @property
+    def parts(self) -> list[tuple[str, str]]:
+        """Places of the section and their names, for the links at the top."""
+        there = [
+            ("short", "in short", True),
+            ("clips", "clips", self.cards),
+            ("groups", f"by {self.group_word}", self.by_group),
+            ("differences", "differences", self.differences),
+            ("training", "training", self.curves),
+            ("published", "what others report", self.published),
+            ("made", "how it was made", True),
+        ]
+        return [(place, name) for place, name, shown in there if shown]
+
+
+def write(paths: Sequence[Path], out: Path, *, each: int = SHOWN) -> Path:
+    """Write one page for results in files or folders; it appears whole or not at all."""
+    page = render(paths, each=each)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f"{out.name}.{os.getpid()}.tmp")
+    part.write_text(page, encoding="utf-8")
+    part.replace(out)
+    return out
+
+
+def render(paths: Sequence[Path], *, each: int = SHOWN) -> str:
+    """Write the page as text.
+
+    Raises:
+        ValueError: if a path holds no result, or a video is not one.
+    """
+    if not paths:
+        raise ValueError("expected at least one result file or folder, got none")
+    videos: dict[str, Any] = {}
+    runs = [_view(path, f"r{index}", videos, each) for index, path in enumerate(paths)]
+    systems = list(dict.fromkeys(s.name for run in runs for s in run.result.systems if s.role == "system"))
+    every = list(dict.fromkeys(s.name for run in runs for s in run.result.systems))
+    code, policy = script("chart.js", "report.js")
+    # Floors and controls are there to be looked at when one wants to.
+    shown = {p.system.name: p.system.role in ("system", "real") for r in runs for c in r.cards for p in c.panels}
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            runs=runs,
+            title=runs[0].title if len(runs) == 1 else f"{len(runs)} results",
+            css=Markup(asset("page.css")),
+            script=code,
+            script_hash=policy,
+            data=Markup(_json({"videos": videos, "curves": {run.key: run.curves for run in runs}})),
+            colours=plots.colours_by_name(systems, every),
+            groups=list(dict.fromkeys(card.group for run in runs for card in run.cards)),
+            shown_systems=shown,
+            shown=each,
+            rater_words=RATERS,
+            mark=MARK,
+            sources=published().sources,
+        )
+    )
+
+
+def environment() -> Environment:
+    """Give the templates' environment: everything is escaped, and an unknown name is a mistake."""
     jinja = Environment(
         loader=PackageLoader("bench"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    jinja.filters |= {"label": plots.label, "share": _share, "signed": _signed}
-    scores = {m: {s: v.score for s, v in by.items()} for m, by in result.scored.items()}
-    intervals = [d for compared in result.comparisons for name, d in compared.items() if name != "all"]
-    return jinja.get_template("report.html.j2").render(
+    jinja.filters |= {
+        "label": plots.label,
+        "number": lambda value, digits: "–" if value is None else f"{value:.{digits}f}",
+        "figure": cards.number,
+        "signed": signed,
+        "holds": plots.holds,
+        "when": lambda seconds: datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M"),
+        "p_value": lambda p: "< 0.001" if p < 0.001 else f"= {p:.3f}",
+    }
+    return jinja
+
+
+def headline(one: Comparison) -> str:
+    """Say in one sentence what a comparison over everything shows.
+
+    >>> headline(Comparison(a="PILA", b="base", metric="score", mean=0.01, n=128, low=-0.02, high=0.04))
+    'PILA against base: no difference in score that 128 paired clips resolve (+0.010, 95 % interval −0.020 to +0.040).'
+    """
+    if one.mean is None or one.low is None or one.high is None:
+        few = f"{one.n} paired clip{'s are' if one.n != 1 else ' is'} too few for an interval"
+        return f"{one.a} against {one.b}: {signed(one.mean)} in {plots.label(one.metric)}, and {few}."
+    interval = f"{signed(one.mean)}, {100 * one.level:.0f} % interval {signed(one.low)} to {signed(one.high)}"
+    if not one.clear:
+        unresolved = f"no difference in {plots.label(one.metric)} that {one.n} paired clips resolve"
+        return f"{one.a} against {one.b}: {unresolved} ({interval})."
+    word = "higher" if one.mean > 0 else "lower"
+    return f"{one.a} is {word} in {plots.label(one.metric)} than {one.b} on these {one.n} paired clips ({interval})."
+
+
+def signed(value: float | None) -> str:
+    """Write a difference.
+
+    >>> signed(-0.0004), signed(-0.25), signed(None)
+    ('+0.000', '−0.250', '–')
+    """
+    return "–" if value is None else f"{round(value, 3) + 0.0:+.3f}".replace("-", "−")
+
+
+def _view(path: Path, key: str, videos: dict[str, Any], each: int) -> RunView:
+    result = results.read(path)
+    folder = path if path.is_dir() else path.parent
+    names = list(dict.fromkeys(m for s in result.systems for m in s.metrics))
+    metrics = [_column(name, result) for name in names]
+    groups = list(dict.fromkeys(g for s in result.systems for g in s.groups))
+    shown, left = cards.cards(folder, result, each=each, key=key, videos=videos)
+    mine = [videos[panel.key] for card in shown for panel in card.panels]
+    differences = _differences(result, key, {m.name: m for m in metrics})
+    log = folder / "log.jsonl"
+    return RunView(
+        key=key,
+        file=f"{path.name}/{results.FILE}" if path.is_dir() else path.name,
+        title=result.title or f"{result.benchmark}: {result.prompt_set.name}",
+        badge=str(result.settings.get("badge", "")),
         result=result,
-        setting=result.setting,
-        strips={mechanism: _strips(result, mechanism) for mechanism in result.scored},
-        score_plot=plots.score_plot(scores, result.systems),
-        difference_plot=plots.difference_plot(result.comparisons) if result.comparisons else "",
-        loss_plot=plots.loss_plot(result.live.stages) if result.live else "",
-        headline=[headline(compared["all"]) for compared in result.comparisons],
-        medians={mechanism: _medians(result, mechanism) for mechanism in result.scored},
-        intervals=len(intervals),
-        clear=sum(d.clear for d in intervals),
-        by_chance=expected_by_chance(len(intervals), LEVEL),
-        clips=sum(len(by[result.systems[0]].passes) for by in result.scored.values()),
-        environment=environment(),
-        blind=blind(result),
-        control=control_of(result),
-        least=LEAST,
-        margins=[share_margin(n) for n in (result.setting.clips, result.setting.clips * len(result.scored))],
+        headlines=[headline(c) for c in result.comparisons if not c.group and c.metric == _main(result)],
+        metrics=metrics,
+        intervals=_intervals(m for s in result.systems for m in s.metrics.values()),
+        group_word=str(result.settings.get("group", "group")),
+        groups=groups,
+        by_group=[_by_group(result, metric, groups, f"{key}-{index}") for index, metric in enumerate(metrics)][
+            : OPEN_METRICS if groups else 0
+        ],
+        differences=differences,
+        many=_many(result.comparisons),
+        cards=shown,
+        left_out=left,
+        has_paths=any("tracks" in one for one in mine),
+        has_motion=bool(mine),
+        curves=curves(read_log(log)) if log.is_file() else [],
+        published=published().beside(result.benchmark),
+        medians=_medians(result, groups),
+        facts=[(name, _fact(value)) for name, value in {**result.settings, **result.versions}.items()],
     )
 
 
-def headline(difference: Difference) -> str:
-    """Say in one sentence what a comparison over all mechanisms shows.
-
-    >>> headline(Difference("PILA", "base", 0.01, -0.02, 0.04, 128))
-    'PILA against base: no difference that 128 paired clips resolve (+0.010, 95 % interval −0.020 to +0.040).'
-    """
-    if difference.low is None or difference.high is None:
-        few = f"{difference.n} paired clips are too few for an interval"
-        return f"{difference.a} against {difference.b}: {_signed(difference.mean)}, and {few}."
-    interval = f"{_signed(difference.mean)}, 95 % interval {_signed(difference.low)} to {_signed(difference.high)}"
-    if not difference.clear:
-        unresolved = f"no difference that {difference.n} paired clips resolve"
-        return f"{difference.a} against {difference.b}: {unresolved} ({interval})."
-    word = "higher" if difference.mean > 0 else "lower"
-    return f"{difference.a} scores {word} than {difference.b} on these {difference.n} paired clips ({interval})."
+def _main(result: Result) -> str:
+    """Name the metric that the headlines speak of: the last one compared (a continuous score sees more than a pass)."""
+    compared = [c.metric for c in result.comparisons if not c.group]
+    return "score" if "score" in compared else compared[0] if compared else ""
 
 
-def side_by_side(clips: Sequence[UInt8[np.ndarray, "t h w 3"]]) -> UInt8[np.ndarray, "t h w2 3"]:
-    """Join clips into one, with a grey line between them.
-
-    >>> side_by_side([np.zeros((2, 4, 4, 3), np.uint8)] * 3).shape
-    (2, 4, 14, 3)
-    """
-    line = np.full((*clips[0].shape[:2], GAP, 3), 128, np.uint8)
-    parts = [part for clip in clips for part in (line, clip)]
-    return np.concatenate(parts[1:], axis=2)
+def _column(name: str, result: Result) -> Column:
+    found = [s.metrics[name] for s in result.systems if name in s.metrics]
+    largest = max((abs(m.value) for m in found if m.value is not None), default=0.0)
+    unit = next((m.unit for m in found if m.unit), "")
+    digits = 1 if largest > 2 else 2 if largest > 0.1 else 4
+    return Column(name, LABELS.get(name, plots.label(name)) + (f" ({unit})" if unit else ""), digits)
 
 
-def embed(frames: UInt8[np.ndarray, "t h w 3"]) -> str:
-    """Encode frames as H.264 and give the base64 of the file."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = video.write(Path(folder) / "strip.mp4", frames, PLAY_FPS, scale=ENLARGE, crf=16)
-        return base64.b64encode(path.read_bytes()).decode()
+def _by_group(result: Result, metric: Column, groups: Sequence[str], key: str) -> GroupTable:
+    plot = plots.score_plot(key, metric.name, metric.label, result.systems, groups)
+    counts = {s.groups[g][metric.name].n for s in result.systems for g in s.groups if metric.name in s.groups[g]}
+    said = f"n = {min(counts)}" if len(counts) == 1 else f"n from {min(counts)} to {max(counts)}" if counts else ""
+    kinds = _intervals(m[metric.name] for s in result.systems for m in s.groups.values() if metric.name in m)
+    band = (
+        "; the grey band runs from shuffled frames to the floor"
+        if any(s.role == "floor" for s in result.systems)
+        else ""
+    )
+    return GroupTable(metric, Markup(plot), f"{said} a point{', ' + kinds if kinds else ''}{band}.")
 
 
-def _strips(result: Result, mechanism: str) -> list[Strip]:
-    names = (*result.systems, "real")
-    thresholds = Thresholds.load()
-    clips = held_out_clips(mechanism, min(SHOWN, result.setting.clips), result.setting.split)
-    strips = []
-    for index, clip in enumerate(clips):
-        frames = side_by_side([result.videos[mechanism][name][index] for name in names])
-        panels = tuple(_panel(name, result.scored[mechanism][name], index, mechanism, thresholds) for name in names)
-        strips.append(Strip(clip.caption, embed(frames), panels))
-    return strips
+def _intervals(metrics: Any) -> str:
+    kinds = dict.fromkeys(f"{100 * m.level:.0f} % {m.interval}".strip() for m in metrics if m.low is not None)
+    return f"intervals: {'; '.join(kinds)}" if kinds else ""
 
 
-def _panel(name: str, scored: Scored, index: int, mechanism: str, thresholds: Thresholds) -> Panel:
-    failed = thresholds.why_not(mechanism, scored.measures[index])
-    return Panel(name, scored.scores[index], tuple(_readable(gate) for gate in failed))
+def _differences(result: Result, key: str, columns: Mapping[str, Column]) -> list[DifferenceTable]:
+    tables = []
+    for index, metric in enumerate(dict.fromkeys(c.metric for c in result.comparisons)):
+        mine = [c for c in result.comparisons if c.metric == metric]
+        pairs: dict[str, dict[str, Comparison]] = {}
+        for one in mine:
+            pairs.setdefault(f"{one.a} − {one.b}", {})[one.group] = one
+        groups = sorted(dict.fromkeys(c.group for c in mine), key=lambda g: g == "")
+        many = len(pairs) > MOST_PANELS
+        if many:
+            groups = groups[-1:] + groups[:-1]
+            rows = tuple((pair, False, tuple(by.get(g) for g in groups)) for pair, by in pairs.items())
+            plot = plots.forest_plot(f"{key}-d{index}", {pair: by[""] for pair, by in pairs.items() if "" in by})
+        else:
+            rows = tuple((_all(g), g == "", tuple(by.get(g) for by in pairs.values())) for g in groups)
+            plot = plots.difference_plot(f"{key}-d{index}", pairs)
+        least, most = min(c.n for c in mine), max(c.n for c in mine)
+        interval = next((c.method for c in mine if c.low is not None), "")
+        corrected = any(c.p_corrected is not None for c in mine)
+        star = "p below .05 after the correction" if corrected else "the interval excludes zero"
+        about = f"Mean difference, n from {least} to {most}" + (
+            f", {interval}. Filled, and * in the table: {star}." if interval else ": too few clips for an interval."
+        )
+        column = columns.get(metric, Column(metric, plots.label(metric), 3))
+        corner, heads = ("pair", tuple(map(_all, groups))) if many else ("", tuple(pairs))
+        tables.append(DifferenceTable(column, corner, heads, rows, Markup(plot), about))
+    return sorted(tables, key=lambda table: table.metric.name != _main(result))
 
 
-def blind(result: Result) -> list[str]:
-    """Name the controls that pass where their gate should stop them."""
-    found = []
-    for mechanism, by_source in result.scored.items():
-        for control in ("static", "reversed", "shuffled"):
-            scored = by_source[control]
-            excused = control == "reversed" and mechanism in MAY_RUN_BACKWARDS
-            if scored.pass_share > BLIND and not excused:
-                passed, n = int(sum(scored.passes)), len(scored.passes)
-                found.append(f"{plots.label(mechanism)}, {control}: {passed} of {n}")
+def _all(group: str) -> str:
+    return plots.label(group or "all")
+
+
+def _many(comparisons: Sequence[Comparison]) -> str:
+    inside = [c for c in comparisons if c.low is not None and c.group]
+    if not inside:
+        return ""
+    corrected = [c for c in inside if c.p_corrected is not None]
+    chance = expected_by_chance(len(inside), inside[0].level)
+    text = (
+        f"Many comparisons: {len(inside)} intervals by group. If no system differed from any other, about {chance:.1f} "
+        f"of them would still exclude zero by chance; here {sum(c.clear for c in inside)} do"
+    )
+    if corrected:
+        held = sum(plots.holds(c) for c in corrected)
+        text += f", and {held} of {len(corrected)} hold after Holm's correction over {corrected[0].family}"
+    return text + ". The row “all” counts most; read a single group only as a hint for a larger run."
+
+
+def _medians(result: Result, groups: Sequence[str]) -> dict[str, list[tuple[str, list[float | None]]]]:
+    found: dict[str, list[tuple[str, list[float | None]]]] = {}
+    for group in groups or ("",):
+        chosen = [[i for i in s.items if i.group == group or not groups] for s in result.systems]
+        names = dict.fromkeys(name for items in chosen for item in items for name in item.values)
+        rows = [
+            (cards.readable(name), [_median([i.values.get(name) for i in items]) for items in chosen]) for name in names
+        ]
+        if rows:
+            found[group] = rows
     return found
 
 
-def control_of(result: Result) -> str:
-    """Say how the compared adapters differ, from what their bundles hold."""
-    trained = {name: about for name, about in result.bundles.items() if "stages" in about}
-    sizes = {about["parameters"] for about in trained.values()}
-    steps = {sum(stage["steps"] for stage in about["stages"]) for about in trained.values()}
-    if "plain" not in trained or len(trained) < 2:
-        return ""
-    if len(sizes) > 1 or len(steps) > 1:
-        return (
-            "The adapters do not have equal size and steps (see “Systems”): a difference between them may come from "
-            "that alone."
-        )
-    other = [name for name in trained if name != "plain"][-1]
-    return (
-        f"plain has the same size as {other} and as many training steps, but only the generator’s own loss: no optical "
-        f"flow, no equations. What {other} gains beyond plain is what that supervision may have brought; what plain "
-        "gains over base is training alone."
-    )
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None and math.isfinite(v)]
+    return median(known) if known else None
 
 
-def _readable(gate: str) -> str:
-    return " ".join(WORDS.get(part, part) for part in gate.split("_"))
+def _fact(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _medians(result: Result, mechanism: str) -> list[tuple[str, list[str]]]:
-    names = dict.fromkeys(name for scored in result.scored[mechanism].values() for m in scored.measures for name in m)
-    return [
-        (_readable(name), [_number(result.scored[mechanism][s].median(name)) for s in result.sources]) for name in names
-    ]
+def script(*names: str) -> tuple[Markup, Markup]:
+    """Give scripts of the templates as one, and the source expression that lets a page run this one and no other."""
+    text = "\n".join(asset(name) for name in names)
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return Markup(text), Markup(f"'sha256-{digest}'")
 
 
-def _number(value: float) -> str:
-    if not math.isfinite(value):
-        return "–"
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+def asset(name: str) -> str:
+    """Read a file of the templates."""
+    return (files("bench") / "templates" / name).read_text(encoding="utf-8")
 
 
-def _share(value: float) -> str:
-    return f"{value:.2f}"
-
-
-def _signed(value: float) -> str:
-    return f"{round(value, 3) + 0.0:+.3f}".replace("-", "−")
+def _json(content: Any) -> str:
+    """Write JSON that can stand inside a script element."""
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text

@@ -14,7 +14,6 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, Literal
@@ -38,6 +37,7 @@ def _inside(path: str) -> str:
     return path
 
 
+Role = Literal["system", "real", "floor", "control"]
 Number = Annotated[float | None, BeforeValidator(_finite)]
 Inside = Annotated[str, BeforeValidator(_inside)]
 
@@ -81,7 +81,7 @@ class Item(Strict):
     `values` are numbers (a pass is 0 or 1; what could not be decided is null); `details` is whatever a reader may want
     to look at: a rater's words, a fitted trajectory, the gates that failed. `pictures` are images and videos beside the
     clip under their names: maps of experts, fields. `id` is the same for every system that got
-    the same prompt, and for paired comparison `seed` is the seed of the noise.
+    the same prompt; for paired comparison `seed` is the seed of the noise and `run` the training run.
     """
 
     id: str
@@ -90,6 +90,7 @@ class Item(Strict):
     video: Inside | None = None
     pictures: dict[str, Inside] = {}
     seed: int | None = None
+    run: int | None = None
     values: dict[str, Number] = {}
     details: dict[str, JsonValue] = {}
 
@@ -103,7 +104,7 @@ class System(Strict):
     """
 
     name: str
-    role: Literal["system", "real", "floor", "control"] = "system"
+    role: Role = "system"
     kind: str = ""
     backbone: str = ""
     bundle: str = ""
@@ -119,11 +120,11 @@ class System(Strict):
 
     @model_validator(mode="after")
     def _distinct(self) -> "System":
-        seen: set[tuple[str, int | None]] = set()
+        seen: set[tuple[str, str, int | None, int | None]] = set()
         for item in self.items:
-            if (item.id, item.seed) in seen:
+            if (key := (item.group, item.id, item.seed, item.run)) in seen:
                 raise ValueError(f"expected every item once, got {item.id!r} with seed {item.seed} twice")
-            seen.add((item.id, item.seed))
+            seen.add(key)
         return self
 
 
@@ -280,8 +281,3 @@ def video_path(folder: Path, item: Item) -> Path | None:
     if not path.is_relative_to(folder.resolve()):
         raise ValueError(f"expected videos inside {folder}, got {item.video} which leads to {path}")
     return path if path.is_file() else None
-
-
-def values_of(system: System, metric: str) -> Mapping[tuple[str, str, int | None], float | None]:
-    """Give one figure of every item by group, id and seed: what two systems are paired on."""
-    return {(i.group, i.id, i.seed): i.values[metric] for i in system.items if metric in i.values}

@@ -1,0 +1,338 @@
+"""Run an ablation table through an app's own command line, and print it like a paper's.
+
+A table is a YAML file beside an app's recipes (`recipes/ablations.yaml`, or any file with `app:`):
+
+    app: pila                 # whose command line; left out in the file that the app itself ships
+    config: tiny              # recipe of every row, its name or file (left out: the app's `tiny`)
+    rows:
+      - name: plain adapter   # one row; a row without sets is the whole method, and is added where there is none
+        set: [adapter=plain]  # what it changes, as `--set` takes it
+        what: The same network under the flow-matching loss alone.
+        when: training        # or `sampling`: the whole method's weights under these sets; anything else is a need
+                              # (such as "language model") of a row that only runs when asked for by name
+
+Every row is trained on the same seeds and evaluated on the same captions and noise, so that rows pair clip by clip.
+What stands in OUT is not done again: a row that has a bundle is not trained, one that has an evaluation is not
+evaluated, and a training that was stopped goes on from its checkpoint. A row that fails is named, and the others go on.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import yaml
+from pydantic import Field, ValidationError
+from rich.table import Column, Table
+
+from bench import results
+from bench.compare import differences, figure, law
+from bench.generate import slug
+from bench.results import Item, PromptSet, Result, Strict, System
+from physworld.evaluation import Evaluation
+from trainers import show
+
+SHIPPED = Path("recipes") / "ablations.yaml"
+WHOLE = "whole method"
+BASE = "base"
+TAIL = 1500
+"""Characters of a failed command's output that are shown."""
+SAMPLING, TRAINING = "sampling", "training"
+METRICS = {"pass": "passes", "score": "scores"}
+
+
+class Row(Strict):
+    """One row of the table."""
+
+    name: str
+    set: tuple[str, ...] = ()
+    what: str
+    when: str = TRAINING
+
+
+class Ablations(Strict):
+    """The table: whose command line, which recipe, which rows."""
+
+    app: str = ""
+    config: str | None = None
+    rows: tuple[Row, ...] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row under one training seed: its folders and what is overridden."""
+
+    app: str
+    row: Row
+    seed: int
+    out: Path
+    config: str | None
+    sets: tuple[str, ...]
+    clips: int
+    split: str
+    whole: Row
+
+    @property
+    def run(self) -> Path:
+        """Folder of the training: of its own, or for a sampling row that of the whole method."""
+        trained = self.whole if self.row.when == SAMPLING else self.row
+        return self.out / "runs" / f"{slug(trained.name)}-seed{self.seed}"
+
+    @property
+    def evaluation(self) -> Path:
+        """File of the evaluation."""
+        return self.out / "evaluations" / f"{slug(self.row.name)}-seed{self.seed}-{self.split}-{self.clips}.json"
+
+
+def read(recipe: str) -> Ablations:
+    """Read a table: the file of an app by its name, or any file.
+
+    ValueError says what is wrong with it, or where it was looked for.
+    """
+    path = Path(recipe)
+    home = None
+    if not path.is_file():
+        spec = find_spec(recipe) if recipe.isidentifier() else None
+        places = [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
+        home = next((place for place in places if (place / SHIPPED).is_file()), None)
+        if home is None:
+            raise ValueError(f"expected a file of ablations, or an app that ships {SHIPPED}, got {recipe!r}")
+        path = home / SHIPPED
+    try:
+        table = Ablations.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        raise ValueError(f"expected YAML in {path}, got {error}") from None
+    except ValidationError as error:
+        said = "; ".join(f"{'.'.join(map(str, m['loc'])) or 'file'}: {m['msg']}" for m in error.errors()[:5])
+        raise ValueError(f"{path} is no table of ablations: {said}") from None
+    names = [row.name for row in table.rows]
+    if len({slug(name) for name in names}) < len(names):
+        raise ValueError(f"expected rows with names of their own in {path}, got {', '.join(names)}")
+    app = table.app or (path.resolve().parents[1].name if path.parent.name == SHIPPED.parts[0] else "")
+    if not app.isidentifier() or find_spec(app) is None or find_spec(f"{app}.cli") is None:
+        raise ValueError(f"expected `app:` in {path} with the name of an installed app, got {app!r}")
+    whole = [row for row in table.rows if not row.set]
+    rows = table.rows if whole else (Row(name=WHOLE, what="All parts, as the recipe has them."), *table.rows)
+    return table.model_copy(update={"app": app, "rows": rows})
+
+
+def run(
+    table: Ablations,
+    out: Path,
+    *,
+    config: str | None = None,
+    sets: Sequence[str] = (),
+    rows: Sequence[str] | None = None,
+    clips: int = 64,
+    split: str = "test",
+    seeds: int = 1,
+    workers: int = 1,
+) -> Result:
+    """Train and evaluate every row for every seed, and write the result.
+
+    The whole method goes first, since sampling rows need its weights and it fills the cache that all share.
+
+    Raises:
+        ValueError: for a row that is not in the table, a folder of another table, or at the end if a row failed.
+    """
+    chosen = choose(table, rows)
+    _agree(out, table, config, sets)
+    whole = next(row for row in chosen if not row.set)
+    jobs = [
+        Job(table.app, row, seed, out, config or table.config, tuple(sets), clips, split, whole)
+        for row in chosen
+        for seed in range(seeds)
+    ]
+    first, later = [j for j in jobs if not j.row.set], [j for j in jobs if j.row.set]
+    failed: dict[str, str] = {}
+    with show.bar(f"ablations of {table.app} (runs)", len(jobs)) as bar, ThreadPoolExecutor(workers) as pool:
+        done = 0
+        for group in (first, later):
+            for job, error in zip(group, pool.map(_carry_out, group), strict=True):
+                done += 1
+                bar.update(done, job.row.name)
+                if error:
+                    failed[f"{job.row.name} (seed {job.seed})"] = error
+    complete = [row for row in chosen if all(j.evaluation.is_file() for j in jobs if j.row == row)]
+    if not complete:
+        raise ValueError("no row was measured; " + "; ".join(f"{name}: {why}" for name, why in failed.items()))
+    result = assemble(table, [j for j in jobs if j.row in complete])
+    results.write(result, out)
+    if failed:
+        raise ValueError("; ".join(f"{name} failed: {why}" for name, why in failed.items()))
+    return result
+
+
+def choose(table: Ablations, rows: Sequence[str] | None) -> list[Row]:
+    """Choose rows by name, and the whole method always; without names, all that need nothing further."""
+    known = {row.name: row for row in table.rows}
+    if strange := set(rows or ()) - set(known):
+        raise ValueError(f"expected rows among {', '.join(known)}; got {', '.join(sorted(strange))}")
+    if rows:
+        return [row for row in table.rows if row.name in rows or not row.set]
+    return [row for row in table.rows if row.when in (TRAINING, SAMPLING)]
+
+
+def assemble(table: Ablations, jobs: Sequence[Job]) -> Result:
+    """Put the evaluations together: the base, then a system a row, compared with the base and with the whole method."""
+    evaluations = {job: Evaluation.load(job.evaluation) for job in jobs}
+    one = next(iter(evaluations.values()))
+    for job, other in evaluations.items():
+        asked = [(e.clips, e.split, e.seed, e.scale, e.mechanisms, e.world) for e in (one, other)]
+        if asked[0] != asked[1]:
+            raise ValueError(f"expected evaluations of the same clips, {job.evaluation} is of others: delete it")
+    rows = list(dict.fromkeys(job.row for job in jobs))
+    tables: dict[str, dict[str, dict[str, np.ndarray]]] = {BASE: {m: one.table(BASE, w) for m, w in METRICS.items()}}
+    systems = [_system(BASE, tables[BASE], one, (), "The frozen backbone, without an adapter.", ())]
+    for row in rows:
+        mine = [(job, evaluations[job], _method(evaluations[job])) for job in jobs if job.row == row]
+        tables[row.name] = {
+            m: {g: np.concatenate([e.table(method, w)[g] for _, e, method in mine]) for g in one.mechanisms}
+            for m, w in METRICS.items()
+        }
+        runs = tuple((e, method) for _, e, method in mine)
+        seeds = tuple(job.seed for job, _, _ in mine)
+        systems.append(_system(row.name, tables[row.name], one, runs, row.what, seeds, sets=row.set))
+    whole = next(row.name for row in rows if not row.set)
+    against = [(row.name, b) for b in (BASE, whole) for row in rows if row.name != b]
+    return Result(
+        benchmark="world",
+        title=f"Ablations of {table.app}",
+        prompt_set=PromptSet(name=f"world {one.split}", count=one.clips * len(one.mechanisms)),
+        rater=law(),
+        systems=tuple(systems),
+        comparisons=tuple(differences(tables, against)),
+        settings={
+            "group": "mechanism",
+            "app": table.app,
+            "recipe": jobs[0].config or "tiny",
+            "overrides of every row": list(jobs[0].sets),
+            "clips a mechanism": one.clips,
+            "training seeds": [*dict.fromkeys(job.seed for job in jobs)],
+            "rows": {row.name: row.what for row in rows},
+        },
+        versions=results.versions(table.app),
+        notes=tuple(f"{row.name}: {row.what}" for row in rows),
+    )
+
+
+def printed(out: Path) -> Table:
+    """Print the table of a folder: a row a system, shares, scores and the difference to the whole method."""
+    result = results.read(out)
+    whole = next((c.b for c in reversed(result.comparisons) if c.b != BASE), BASE)
+    by_pair = {(c.a, c.b): c for c in result.comparisons if c.metric == "score" and not c.group}
+    table = Table(
+        Column("row", no_wrap=True),
+        "obeys its law",
+        "score",
+        f"score - {BASE}",
+        f"score - {whole}",
+        title=f"{result.title} ({result.prompt_set.name}, {result.settings['clips a mechanism']} a mechanism)",
+        caption="* p below .05 after Holm's correction over all pairs",
+    )
+    for system in result.systems:
+        cells = [system.metrics[m].value for m in METRICS]
+        gains = [by_pair.get((system.name, b)) for b in (BASE, whole)]
+        said = [
+            ""
+            if c is None or c.mean is None
+            else f"{c.mean:+.3f}"
+            + ("" if c.low is None else f" [{c.low:+.3f}, {c.high:+.3f}]")
+            + (" *" if c.p_corrected is not None and c.p_corrected < 0.05 else "")
+            for c in gains
+        ]
+        numbers = [f"{v:.3f}" if v is not None else "–" for v in cells]
+        table.add_row(system.name, *numbers, *said, style="bold" if system.name == whole else None)
+    return table
+
+
+def _carry_out(job: Job) -> str:
+    """Train and evaluate a row unless that is done; give what went wrong, or nothing."""
+    weights = job.run / "bundle"
+    if job.row.when != SAMPLING and not (weights / "bundle.json").is_file():
+        resumed = ["--resume"] if (job.run / "checkpoints").is_dir() else []
+        config = ["--config", job.config] if job.config is not None else []
+        given = [*config, "--out", str(job.run), "--cache", str(job.out / "cache"), "--quiet", *resumed]
+        if error := _start(job, "train", given, (*job.sets, f"seed={job.seed}", *job.row.set)):
+            return error
+    if not (weights / "bundle.json").is_file():
+        return f"no bundle in {weights}"
+    if not job.evaluation.is_file():
+        job.evaluation.parent.mkdir(parents=True, exist_ok=True)
+        given = ["--bundle", str(weights), "--clips", str(job.clips), "--split", job.split]
+        sets = job.row.set if job.row.when == SAMPLING else ()
+        return _start(job, "evaluate", [*given, "--out", str(job.evaluation), "--quiet"], sets)
+    return ""
+
+
+def _start(job: Job, verb: str, given: Sequence[str], sets: Sequence[str]) -> str:
+    """Start a command of the app; give the end of what it said if it failed."""
+    flags = [flag for text in sets for flag in ("--set", text)]
+    command = [sys.executable, "-m", f"{job.app}.cli", verb, *given, *flags]
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if ended.returncode == 0:
+        return ""
+    said = (ended.stderr.strip() or ended.stdout.strip() or "nothing")[-TAIL:]
+    return f"`{job.app} {verb}` ended with {ended.returncode} and said: {said}"
+
+
+def _agree(out: Path, table: Ablations, config: str | None, sets: Sequence[str]) -> None:
+    """Refuse a folder that holds runs of another app, recipe or overrides."""
+    path = out / "ablations.yaml"
+    content = {"app": table.app, "config": config or table.config, "set": list(sets)}
+    if path.is_file() and (known := yaml.safe_load(path.read_text(encoding="utf-8"))) != content:
+        raise ValueError(f"expected the folder of {content}, got {out} with runs of {known}: take another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.tmp")
+    part.write_text(yaml.safe_dump(content), encoding="utf-8")
+    part.replace(path)
+
+
+def _method(evaluation: Evaluation) -> str:
+    """Name the adapter of an evaluation: what is not the base."""
+    names = [name for name in evaluation.methods if name != BASE]
+    if len(names) != 1:
+        raise ValueError(f"expected an evaluation of {BASE} and one adapter, got {', '.join(evaluation.methods)}")
+    return names[0]
+
+
+def _system(
+    name: str,
+    table: dict[str, dict[str, np.ndarray]],
+    one: Evaluation,
+    runs: Sequence[tuple[Evaluation, str]],
+    what: str,
+    seeds: Sequence[int],
+    *,
+    sets: Sequence[str] = (),
+) -> System:
+    groups = {g: {m: figure(m, [by[g]]) for m, by in table.items()} for g in one.mechanisms}
+    return System(
+        name=name,
+        kind="frozen backbone" if name == BASE else "adapter",
+        training_seeds=tuple(seeds),
+        metrics={m: figure(m, list(by.values())) for m, by in table.items()},
+        groups=groups,
+        items=tuple(_items(one, runs or ((one, BASE),))),
+        details={"what": what, "set": list(sets)},
+    )
+
+
+def _items(one: Evaluation, runs: Sequence[tuple[Evaluation, str]]) -> Iterator[Item]:
+    for index, (evaluation, method) in enumerate(runs):
+        for run_ in evaluation.methods[method]:
+            for mechanism in one.mechanisms:
+                scored = run_.scored[mechanism]
+                for clip, score in enumerate(scored.scores):
+                    yield Item(
+                        id=f"{one.split}-{mechanism}-{clip:06d}",
+                        group=mechanism,
+                        run=index,
+                        values={"score": score, "pass": float(scored.passes[clip])},
+                    )
