@@ -50,7 +50,7 @@ Taught = Annotated[Path | None, typer.Option("--teacher", help="bundle of the te
 @app.command()
 @friendly
 def check(config: Config = None, set_: Set = None, cache: Cached = Path("runs/cache")) -> None:
-    """Look at recipe, backbone, clips, round trips of video and perception, grids, identity and disk; writes nothing."""
+    """Look at recipe, backbone, clips, round trips of video and perception, grids and identity; writes nothing."""
     from mmphysvideo.checks import look
     from trainers.check import show
 
@@ -88,9 +88,7 @@ def plan(
         as_json=as_json,
     )
     if not as_json:
-        hint(
-            "`mmphysvideo time` measures this machine (for --measured), `mmphysvideo train --stage ... --out RUN` trains"
-        )
+        hint("`mmphysvideo time` measures this machine (for --measured), `mmphysvideo train --out RUN` trains")
 
 
 @app.command()
@@ -277,6 +275,7 @@ def export(
     from mmphysvideo.export import write
     from mmphysvideo.generate import read, recipe_of
     from mmphysvideo.train import learner, newest, save_bundle
+    from trainers import override
 
     if form not in ("bundle", "weights", "lora"):
         raise ValueError(f"expected --form bundle, weights or lora, got {form!r}")
@@ -289,10 +288,7 @@ def export(
     backbone = _backbone(recipe)
     if form == "bundle":
         if stage == "student":
-            alone = recipe.student.model_copy(
-                update={"align": recipe.student.align.model_copy(update={"source": "none"})}
-            )
-            model = learner(recipe.model_copy(update={"student": alone}), backbone, stage)
+            model = learner(override(recipe, ["student.align.source=none"]), backbone, stage)
         else:
             model = learner(recipe, backbone, stage)
         for name, group in model.groups().items():

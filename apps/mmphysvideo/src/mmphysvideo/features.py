@@ -9,6 +9,7 @@ the last of which reaches back where they do not divide the clip.
 References: VideoREPA (Zhang et al., 2025), its code: the first frame is dropped, features of the last layer.
 """
 
+import hashlib
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from backbones import VJEPA2Encoder
 from backbones.vjepa2 import MEAN, STD
 from mmphysvideo.config import Align
 
-__all__ = ["VideoMAEEncoder", "encoder_of"]
+__all__ = ["VJEPA2Features", "VideoMAEEncoder", "digest", "encoder_of"]
 
 
 class VJEPA2Features:
@@ -54,8 +55,9 @@ class VideoMAEEncoder:
                 raise ValueError(f"it is a {config.model_type!r}, not a 'videomae'")
             model: Any = VideoMAEModel.from_pretrained(source, config=config, use_safetensors=True)
         except (OSError, ValueError) as error:
+            why = str(error).splitlines()[0]
             raise ValueError(
-                f"expected a folder or hub id of a VideoMAE with safetensors, got {source!r}: {str(error).splitlines()[0]}"
+                f"expected a folder or hub id of a VideoMAE with safetensors, got {source!r}: {why}"
             ) from error
         return cls(model.to(device), id=source)
 
@@ -94,8 +96,6 @@ def encoder_of(align: Align, device: str) -> Any:
 @torch.no_grad()
 def digest(encoder: Any) -> str:
     """Name the weights of an encoder."""
-    import hashlib
-
     sha = hashlib.sha256()
     for name, value in sorted(encoder.module.state_dict().items()):
         sha.update(name.encode())

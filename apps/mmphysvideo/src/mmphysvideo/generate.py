@@ -1,4 +1,4 @@
-"""Videos from prompts: of a student, which is the plain backbone with other weights, or of a teacher with its perception.
+"""Videos from prompts: of a student, which is the plain backbone with other weights, or of a teacher with perception.
 
 Beside each mp4 lies a json with all that made it: prompt, seed, bundle, recipe, versions. A comparison uses one noise
 for both sides and names them.

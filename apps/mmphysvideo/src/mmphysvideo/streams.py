@@ -1,8 +1,8 @@
 """A transformer asked in flow space, block by block, whatever its family: what teacher and student share.
 
-`begin` takes x_s on the flow path with its sigma and gives the tokens before block 0; `flow` reads the model's output as
-the flow velocity v = eps - x0. In between `backbones.blocks` runs the blocks. With the backbone's own weights this is
-`backbone.predict`, bit for bit.
+`begin` takes x_s on the flow path with its sigma and gives the tokens before block 0; `flow` reads the model's output
+as the flow velocity v = eps - x0. In between `backbones.blocks` runs the blocks. With the backbone's own weights this
+is `backbone.predict`, bit for bit.
 
 A level can be one a clip, (b,), or, for a backbone that takes a clean beginning (TI2V), one a latent, (b, t).
 """

@@ -129,10 +129,10 @@ class Learner(nn.Module):
         if a.source == "teacher":
             assert self.teacher is not None
             assert q is not None
-            found = dict(zip(("rgb", "perception"), self.teacher.features(x, q, sigma, text, place=a.teacher_place)))
+            rgb, perception = self.teacher.features(x, q, sigma, text, place=a.teacher_place)
             wanted = [
                 relations.pooled(h.float(), kept.grid, a.cells)
-                for name, h in found.items()
+                for name, h in (("rgb", rgb), ("perception", perception))
                 if a.stream in (name, "both")
             ]
         else:
