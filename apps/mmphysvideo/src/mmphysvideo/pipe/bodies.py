@@ -1,9 +1,9 @@
 """Which foreground is which body: components followed over time, and taken apart where two bodies touch.
 
 From the frame with the most components, bodies are followed forwards and backwards. Each is looked for by its own
-pixels (masked template matching), so a component that two bodies claim is divided by whose pixels fit better. Components
-that always lie side by side are one body (a person's arms and trunk), and so is a swarm of more small ones than there
-is room for. Bodies are labelled by size, the largest first.
+pixels (masked template matching), so a component that two bodies claim is divided by whose pixels fit better.
+Components that always lie side by side are one body (a person's arms and trunk), and so is a swarm of more small ones
+than there is room for. Bodies are labelled by size, the largest first.
 """
 
 from collections.abc import Sequence
@@ -77,8 +77,8 @@ def _swarm(front: Bool[np.ndarray, "t h w"], most: int) -> UInt8[np.ndarray, "t 
     """What moves in pieces too small to be followed, as one body when most frames hold many (drops, grains)."""
     swarm, pieces = np.zeros(front.shape, np.uint8), []
     for t, one in enumerate(front):
-        regions, count = ndimage.label(one, EIGHT)  # pyright: ignore[reportGeneralTypeIssues]
-        large = np.bincount(regions.ravel(), minlength=count + 1) >= SPECK
+        count, regions = cv2.connectedComponents(one.astype(np.uint8))
+        large = np.bincount(regions.ravel(), minlength=count) >= SPECK
         large[0] = False
         pieces.append(int(large.sum()))
         swarm[t] = large[regions]

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float32, UInt8
 
 from mmphysvideo.perception import Tracks
 
-__all__ = ["tracks_of"]
+__all__ = ["seeds_of", "tracks_of"]
 
 SEEDS = 64
 """Seeds of a body, about; the grid's pitch follows from its area, and is at least `PITCH` pixels."""
@@ -52,9 +52,10 @@ def _body(frames: UInt8[np.ndarray, "t h w 3"], mask: Bool[np.ndarray, "t h w"],
     pictures, window = _cut_out(frames, mask)
     born = np.zeros(0, int)
     for k in present:
-        if k and len(born) and mask[k - 1].any():
-            position[:, k], visible[:, k] = _advanced(pictures, mask, position, visible, born, k, window)
-        seeds = _seeds(mask[k], position[visible[:, k], k])
+        live = np.isfinite(position[:, k - 1]).all(1) if k else np.zeros(len(born), bool)
+        if live.any():  # points of a body that was out of sight have been lost; it gets new ones
+            position[live, k], visible[live, k] = _advanced(pictures, mask, position[live], born[live], int(k), window)
+        seeds = seeds_of(mask[k], position[visible[:, k], k])
         if len(seeds):
             more = np.full((len(seeds), t, 2), np.nan, np.float32)
             more[:, k] = seeds
@@ -88,7 +89,7 @@ def _grown(grey: UInt8[np.ndarray, "h w"], inside: Bool[np.ndarray, "h w"]) -> F
     return np.where((core == 0) & (weight > 0), mean, grey).astype(np.float32)
 
 
-def _seeds(mask: Bool[np.ndarray, "h w"], taken: Float32[np.ndarray, "n 2"]) -> Float32[np.ndarray, "m 2"]:
+def seeds_of(mask: Bool[np.ndarray, "h w"], taken: Float32[np.ndarray, "n 2"]) -> Float32[np.ndarray, "m 2"]:
     """A grid of new seeds where no visible one is near; none while enough of the body is in reach of one."""
     area = int(mask.sum())
     pitch = max(PITCH, round(np.sqrt(area / SEEDS)))
@@ -112,12 +113,11 @@ def _advanced(
     pictures: list[UInt8[np.ndarray, "h w"]],
     mask: Bool[np.ndarray, "t h w"],
     position: Float32[np.ndarray, "n t 2"],
-    visible: Bool[np.ndarray, "n t"],
     born: np.ndarray,
     k: int,
     window: int,
 ) -> tuple[Float32[np.ndarray, "n 2"], Bool[np.ndarray, " n"]]:
-    """Where every seed of a body is in frame k, and whether it is on the body there."""
+    """Where seeds that have a place in the frame before are in frame k, and whether they are on the body there."""
     before = position[:, k - 1]
     centre = np.argwhere(mask[k]).mean(0) - np.argwhere(mask[k - 1]).mean(0) if mask[k].any() else np.zeros(2)
     chain, good = _flow(pictures[k - 1], pictures[k], before, before + centre, window)
