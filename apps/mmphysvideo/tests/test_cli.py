@@ -65,7 +65,7 @@ def test_check_looks_at_everything(sets):
 @pytest.mark.parametrize("stage", ["teacher", "student"])
 def test_plan_counts_a_stage_from_its_recipe_alone(sets, stage):
     made = told(ask("plan", *sets, "--stage", stage, "--json"))
-    assert any(kind["name"] == stage for kind in made["kinds"])
+    assert [kind["name"] for kind in made["job"]["kinds"]] == [stage]
 
 
 def test_time_measures_a_step_and_what_a_student_costs(sets):

@@ -113,7 +113,7 @@ class Data(Config):
     modality: Modality = "unified"  # paper; one kind of perception alone is an ablation
     # of the world: what the simulator knows, or what MMPhysPipe's embedded experts see in the pixels
     perception: Literal["exact", "experts"] = "exact"
-    # of the world: leave out the clips that MMPhysPipe's checks drop ("experts" alone can say which)
+    # of the world: leave out the clips that MMPhysPipe drops by its filters, evidence or checks (with experts)
     checked: bool = False
     frames: PositiveInt = 17
     height: PositiveInt = 32

@@ -19,8 +19,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 import physworld
-from mmphysvideo.config import Recipe
+from mmphysvideo.config import Data, Recipe
 from mmphysvideo.features import digest
+from mmphysvideo.pseudo import encode
 from mmphysvideo.pseudo_world import of_clip
 from trainers import ClipSpec, Filters, Record, cache_job, read_records, video
 from trainers.cache import Cache, Producer, Source
@@ -189,8 +190,8 @@ def _items(recipe: Recipe, skipped: list[Skipped], *, perceived: bool) -> Pairs:
             if not perceived:
                 yield item, None
                 continue
-            drawn = json.dumps([*about, _drawn_by(), d.modality, d.perception]).encode()
-            load = partial(_perceived, clip, d.modality)
+            drawn = json.dumps([*about, _drawn_by(d.perception), d.modality, d.perception, d.checked]).encode()
+            load = partial(_perceived, clip, d)
             yield item, cache_job.Item(f"{name} ({d.modality})", drawn, load, sizes, noted)
 
 
@@ -227,8 +228,19 @@ def _filmed(clip: Any) -> Loaded:
     return Loaded(clip().video)
 
 
-def _perceived(clip: Any, modality: Any) -> Loaded:
-    return Loaded(of_clip(clip(), modality).frames)
+def _perceived(clip: Any, d: Data) -> Loaded:
+    """A simulated clip's perception: what is true, or what the embedded experts see; ValueError for one that the
+    pipeline's filters, evidence or checks drop, where the recipe asks them.
+    """
+    made = clip()
+    if d.perception == "exact":
+        return Loaded(of_clip(made, d.modality).frames)
+    from mmphysvideo.pipe.experts import perceive
+
+    seen, why = perceive(made.video, made.times_s)
+    if why and d.checked:
+        raise ValueError(f"MMPhysPipe drops it: {why}")
+    return Loaded(encode(seen, d.modality).frames)
 
 
 @torch.no_grad()
@@ -262,9 +274,10 @@ def _writer(backbone: Any) -> cache_job.Produce:
 
 
 @cache
-def _drawn_by() -> str:
-    """Name the code that draws perceptions: other code, other pictures."""
-    sha = hashlib.sha256()
-    for name in DRAWN_BY:
-        sha.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+def _drawn_by(perception: str) -> str:
+    """Name the code that makes and draws perceptions: other code, other pictures."""
+    sha, home = hashlib.sha256(), Path(__file__).parent
+    experts = sorted((home / "pipe").glob("*.py")) if perception == "experts" else []
+    for file in [*(home / f"{name}.py" for name in DRAWN_BY), *experts]:
+        sha.update(file.read_bytes())
     return sha.hexdigest()

@@ -7,6 +7,7 @@ References: MMPhysVideo (2026), the bidirectionally controlled teacher; the form
 """
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -84,7 +85,7 @@ class Channels(nn.Module):
         self.into, self.out = _zero(dim), _zero(dim)
 
 
-def applied(linear: nn.Module, h: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+def applied(linear: Any, h: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
     """A layer in its own precision, given back in that of the stream."""
     return linear(h.to(linear.weight.dtype)).to(h.dtype)
 

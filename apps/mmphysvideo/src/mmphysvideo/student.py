@@ -145,7 +145,7 @@ class Learner(nn.Module):
         a = self.recipe.student.align
         assert self.projector is not None
         grid: Any = tuple(target.shape[1:4])
-        dtype = self.projector[0].weight.dtype
+        dtype = next(self.projector.parameters()).dtype
         said, flat = self.projector(relations.on_grid(own, grid).to(dtype)), target.flatten(1, 3)
         if a.kind == "cosine":
             return relations.cosine(said, flat)

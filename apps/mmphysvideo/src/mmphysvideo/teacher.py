@@ -132,7 +132,7 @@ class Teacher(nn.Module):
         if len(self.streams) == 1 and self.channels is None:
             both = None if timestep is None or high is None else torch.cat([timestep, high])
             rows = torch.cat([x, q]), torch.cat([sigma, top]), torch.cat([text, text])
-            parts = (self.streams[0].begin(*rows, timestep=both),)
+            parts: tuple[Tokens, ...] = (self.streams[0].begin(*rows, timestep=both),)
         else:
             rgb, perception = self.streams[0], self.streams[-1]
             parts = (
