@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from mmphysvideo.pipe.command import pipe
 from trainers.commands import (
     AsJson,
     Bundled,
@@ -191,6 +192,9 @@ def train(
         hint(f"`mmphysvideo train --stage student --teacher {bundle} --out RUN` with the same --config and --set")
     else:
         hint(f"`mmphysvideo evaluate --bundle {bundle}`, `mmphysvideo export {bundle} --form weights --out DIR`")
+
+
+app.command()(pipe)
 
 
 @app.command()
