@@ -9,11 +9,12 @@ from typer.testing import CliRunner
 
 from backbones import WanBackbone, tiny
 from backbones.loading import save
+from physworld.evaluation import Evaluation
 from pila.cli import app
 from pila.config import RECIPES
 from pila.evaluate import evaluate
-from pila.pictures import GAP, HEADER
 from trainers import video
+from trainers.pictures import GAP, HEADER
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 RUN = CliRunner()
@@ -153,17 +154,32 @@ def test_without_correction_both_sides_of_a_comparison_are_equal(run):
 def test_evaluate_measures_both_sides(run, tmp_path):
     shown = ask("evaluate", "--bundle", run / "run" / "bundle", "--clips", 1, "--quiet", "--out", tmp_path / "e.json")
     assert "paired noise" in shown
-    figures = json.loads((tmp_path / "e.json").read_text())
-    assert len(figures["passes"]) == 9
-    assert set(figures["scores"]["all"]) == {"base", "pila"}
-    for by in figures["difference"].values():
-        assert (by["low"], by["high"]) == (None, None)  # one clip has no interval
+    found = Evaluation.load(tmp_path / "e.json")
+    assert {name: len(runs) for name, runs in found.methods.items()} == {"base": 1, "pila": 1}
+    assert len(found.difference("pila")) == 9
+    for by in found.difference("pila").values():
+        assert (by.low, by.high) == (None, None)  # one clip has no interval
+
+
+def test_an_evaluation_that_was_stopped_goes_on_and_gives_the_same(run, tmp_path, monkeypatch):
+    words = ("evaluate", "--bundle", run / "run" / "bundle", "--clips", 1, "--quiet", "--keep", tmp_path / "parts")
+    ask(*words, "--out", tmp_path / "one.json")
+
+    def asked(*_, **__):
+        raise AssertionError("measured twice")
+
+    monkeypatch.setattr("pila.evaluate.sample", asked)
+    ask(*words, "--out", tmp_path / "two.json")
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+    again = RUN.invoke(app, [*map(str, words), "--set", "routing.k=2"])
+    assert isinstance(again.exception, AssertionError)  # another recipe is another method
 
 
 def test_eight_clips_have_an_interval(backbone, trained):
     found = evaluate(backbone, trained, clips=8, mechanisms=("rigid_body",), quiet=True)
-    assert set(found.difference) == {"rigid_body", "all"}
-    for d in found.difference.values():
+    differences = found.difference("pila")
+    assert set(differences) == {"rigid_body", "all"}
+    for d in differences.values():
         assert d.low is not None
         assert d.high is not None
         assert d.low <= d.mean <= d.high

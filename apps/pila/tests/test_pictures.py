@@ -17,17 +17,6 @@ def test_the_size_of_a_tensor_counts_its_off_diagonal_twice_and_a_scalar_keeps_i
     assert pictures.size(-one[None], "pressure").item() == -1
 
 
-def test_videos_stand_side_by_side_under_their_names_as_pixel_copies():
-    left, right = np.zeros((3, 8, 40, 3), np.uint8), np.full((3, 8, 40, 3), 90, np.uint8)
-    frames = pictures.beside([left, right], ["base", "pila"], scale=2)
-    assert frames.shape == (3, pictures.HEADER + 16, 80 + pictures.GAP + 80, 3)
-    assert (frames[:, pictures.HEADER :, :80] == 0).all()
-    assert (frames[:, pictures.HEADER :, -80:] == 90).all()
-    names = frames[0, : pictures.HEADER, :80], frames[0, : pictures.HEADER, -80:]
-    assert all(name.min() < 100 for name in names)
-    assert (names[0] != names[1]).any()
-
-
 def test_every_field_has_a_unit_and_a_row_under_the_video(trained, backbone, tmp_path):
     assert set(pictures.UNITS) == set(SLOTS)
     with torch.no_grad():

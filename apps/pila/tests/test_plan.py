@@ -7,9 +7,10 @@ from torch.profiler import ProfilerActivity, profile
 from backbones.sizes import bytes_of, weightless
 from pila.config import load_recipe
 from pila.plan import described, work_of
-from pila.timing import at, kinds, random_batch
+from pila.timing import RAMPS, kinds, random_batch
 from pila.train import Trainer, fresh
 from trainers.dryrun import DryRun
+from trainers.timing import at_end
 
 
 def test_a_step_of_the_real_size_is_counted_without_a_weight():
@@ -40,7 +41,7 @@ def dry(recipe, backbone, kind):
     with DryRun() as run:
         run.weights(clone.transformer, adapter)
         steps = kinds(Trainer(recipe, adapter, clone), random_batch(recipe, clone, recipe.batch))
-        return run.step(lambda: steps[kind](at(kind, 0)), adapter.parameters()).peak
+        return run.step(lambda: steps[kind](at_end(kind, 0, RAMPS)), adapter.parameters()).peak
 
 
 def backbone_copy(backbone):
@@ -57,7 +58,7 @@ def allocated(recipe, backbone, kind):
     steps = kinds(Trainer(recipe, adapter, backbone), random_batch(recipe, backbone, recipe.batch))
 
     def step():
-        terms = steps[kind](at(kind, 0))
+        terms = steps[kind](at_end(kind, 0, RAMPS))
         sum(t for name, t in terms.items() if not name.startswith("log/")).backward()
 
     step()  # gradients are there from now on

@@ -101,12 +101,12 @@ SAMPLED = [row for row in ROWS if row.get("when") == "sampling"]
 
 @pytest.mark.parametrize("row", SAMPLED, ids=lambda row: row["name"])
 def test_every_ablation_of_sampling_runs_on_a_trained_bundle(row, backbone, bundle_folder):
-    from pila.generate import load_adapter, recipe_of, sample_pair
+    from pila.generate import load_adapter, recipe_of, sample
 
     recipe = recipe_of(bundle_folder, row["set"])
     adapter = load_adapter(bundle_folder, backbone, recipe=recipe)
     calls = []
-    _, video = sample_pair(backbone, adapter, ["ink"], [0], base=False, watch=lambda s, a: calls.append(a.routing))
+    video = sample(backbone, adapter, ["ink"], [0], adapter.recipe, watch=lambda s, a: calls.append(a.routing))
     first, last = recipe.sampling.correct_steps or (1, recipe.sampling.steps)
     assert len(calls) == last - first + 1
     assert all(int(r.selected.sum()) == recipe.routing.k for r in calls)

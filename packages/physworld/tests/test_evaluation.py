@@ -1,6 +1,7 @@
 """An evaluation asks all methods the same, keeps what it has measured, and goes on where it stopped."""
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,14 @@ def test_rows_say_every_mean_and_difference_under_its_name(found):
     assert [row[0] for row in rows[1:]] == [*TWO, "all"]
     assert rows[-1][4] == f"{found.mean('real'):.3f}"
     assert rows[1][5] == str(found.difference("real")["rigid_body"])
+
+
+def test_every_method_is_compared_with_the_base_and_the_first_one_with_its_controls(found):
+    runs = found.methods["base"]
+    more = replace(found, methods=dict.fromkeys(("base", "mine", "plain", "lora"), runs))
+    versus_base = [("mine", "base"), ("plain", "base"), ("lora", "base")]
+    assert more.pairs() == [*versus_base, ("mine", "plain"), ("mine", "lora")]
+    assert replace(found, methods={"base": runs}).pairs() == []
 
 
 def test_the_file_gives_the_same_evaluation_again_and_another_file_is_refused(found, tmp_path):

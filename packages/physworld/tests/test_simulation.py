@@ -112,5 +112,6 @@ def test_planned_clips_are_those_that_are_drawn_and_another_clip_has_another_nam
         clip = one.draw()
         assert (clip.mechanism, clip.seed, clip.split) == (one.mechanism, one.seed, "val")
         assert (clip.caption, clip.labels) == (one.caption, one.labels)
+        assert clip.record()["physical_annotation"] == one.annotation
     other = physworld.spread(11, split="val", scale=2)
     assert not {c.content for c in planned} & {c.content for c in other}

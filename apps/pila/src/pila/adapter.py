@@ -108,11 +108,7 @@ class PilaAdapter(nn.Module):
         adapter = cls(backbone.spec, recipe or Recipe.model_validate(bundle.meta["config"]))
         for name, module in adapter.groups().items():
             module.load_state_dict(bundle.tensors.get(name, {}))
-        adapter.origin = {
-            "sha256": bundle.meta["sha256"],
-            "made_for": {key: bundle.meta["backbone"][key] for key in ("id", "backbone_digest")},
-            "steps": {stage["name"]: stage["steps"] for stage in bundle.meta["stages"]},
-        }
+        adapter.origin = bundle.origin
         return adapter.to(next(backbone.transformer.parameters()).device).eval()
 
     def groups(self) -> dict[str, nn.Module]:

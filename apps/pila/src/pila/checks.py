@@ -15,7 +15,8 @@ import physworld
 from backbones import WanBackbone, attach, sample
 from physexperts import MECHANISMS, Labels
 from pila.config import Recipe
-from pila.data import labels_of, world_scale
+from pila.data import labels_of
+from pila.plan import clips_of
 from pila.train import fresh
 from trainers import check, read_records, video
 from trainers.check import Finding
@@ -40,15 +41,15 @@ def look(recipe: Recipe, backbone: WanBackbone, cache: Path) -> list[Finding]:
     found.append(_identity(recipe, backbone))
     values = shape[1] * shape[2] * shape[3]
     each = 4 * (values * (shape[0] + 2) + backbone.spec.text_length * backbone.spec.text_dim)
-    clips = d.clips if d.source == "world" else len(read_records(d.source, root=d.root)[0])
-    return [*found, check.disk(cache, clips * each)]
+    return [*found, check.disk(cache, clips_of(recipe) * each)]
 
 
 def _world(recipe: Recipe, backbone: WanBackbone) -> list[Finding]:
     d = recipe.data
-    scale = world_scale(d)
-    each = max(1, min(d.clips, FEW) // len(MECHANISMS))
-    clips = [c for m in MECHANISMS for c in physworld.simulate_many(m, list(range(each)), split=d.split, scale=scale)]
+    few = min(d.clips, FEW)
+    clips = [
+        c.draw() for c in physworld.spread(few, split=d.split, scale=physworld.scale_of(d.frames, d.height, d.width))
+    ]
     frames = np.stack([c.video for c in clips])
     return [
         Finding("records", f"{d.clips} clips of the simulated world ({d.split}), {len(clips)} made to look at"),

@@ -1,77 +1,48 @@
-"""The command line: check, plan, cache, train, generate, evaluate, export, time.
+"""The command line: check, plan, cache, train, generate, evaluate, export, time (`trainers.commands` is its frame)."""
 
-Every command takes `--config RECIPE.yaml` (or the name of a shipped recipe; none: `tiny`) and `--set a.b=c`. What a
-user got wrong is one red line and exit code 1 (2 for a wrong command line, 130 for Ctrl-C), never a traceback. Results
-go to stdout, progress and what to do next to stderr.
-"""
-
-import functools
 import json
-import os
 import sys
-import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
+
+from trainers.commands import (
+    AsJson,
+    Bundled,
+    Cached,
+    Captions,
+    Config,
+    Efficiency,
+    EngineName,
+    Gpus,
+    HowMany,
+    Kept,
+    Measured,
+    Out,
+    Processes,
+    Quiet,
+    Set,
+    Split,
+    asked_by,
+    friendly,
+    hint,
+    left_out,
+    new_app,
+    recipe_in,
+    show_plan,
+    show_table,
+    shown,
+)
 
 if TYPE_CHECKING:
     from backbones import WanBackbone
     from pila.adapter import PilaAdapter
     from pila.config import Recipe
-    from pila.data import Prepared
 
 __all__ = ["app"]
 
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when transformers is first imported
-
-RANK = int(os.environ.get("RANK", "0"))
-"""Of several processes (torchrun, accelerate launch) the first speaks; all say what went wrong."""
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-app = typer.Typer(
-    help="PILA: a frozen generator corrected by routed physics experts on recovered fields.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
-shown = Console(width=None if sys.stdout.isatty() else 120)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
-
-Config = Annotated[str | None, typer.Option("--config", help="recipe file, or the name of a shipped one")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="override, such as routing.k=2 (repeatable)")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bars")]
-Cached = Annotated[Path, typer.Option("--cache", help="folder of the cache")]
-Out = Annotated[Path, typer.Option("--out", help="folder of the run")]
-Bundled = Annotated[Path | None, typer.Option("--bundle", help="folder of a trained bundle (none: the shipped one)")]
-
-
-def friendly(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn what a user got wrong into one red line, and warnings into yellow ones."""
-
-    @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        warnings.showwarning = _show_warning
-        try:
-            return command(*args, **kwargs)
-        except (ValueError, ArithmeticError, ImportError, OSError) as error:
-            where = f" in process {RANK}" if "RANK" in os.environ else ""
-            errors.print(f"error{where}: {error}", style="bold red", markup=False)
-            raise typer.Exit(1) from None
-        except SystemExit as leaving:  # SIGTERM, after a checkpoint
-            if RANK == 0:
-                errors.print(str(leaving), markup=False)
-            raise
-        except KeyboardInterrupt:
-            errors.print("stopped; what is written is whole, the same command goes on (train: with --resume)")
-            raise typer.Exit(130) from None
-
-    return run
+app = new_app("PILA: a frozen generator corrected by routed physics experts on recovered fields.")
 
 
 @app.command()
@@ -84,7 +55,7 @@ def check(config: Config = None, set_: Set = None, cache: Cached = Path("runs/ca
     recipe, backbone = _load(config, set_)
     if not show(look(recipe, backbone, cache), shown):
         raise ValueError("what stands as error in the table would spoil the run: mend it first")
-    _next("`pila plan` shows memory, hours and disk, `pila train --out RUN` trains (same --config, --set, --cache)")
+    hint("`pila plan` shows memory, hours and disk, `pila train --out RUN` trains (same --config, --set, --cache)")
 
 
 @app.command()
@@ -92,45 +63,31 @@ def check(config: Config = None, set_: Set = None, cache: Cached = Path("runs/ca
 def plan(
     config: Config = None,
     set_: Set = None,
-    gpu: Annotated[list[str] | None, typer.Option("--gpu", help="GPU of the list (repeatable; none: all)")] = None,
-    engine: Annotated[str, typer.Option("--engine", help="one, ddp, zero1..3, zero2-offload, fsdp2")] = "",
-    processes: Annotated[int, typer.Option("--processes", min=1, help="GPUs that share the run")] = 1,
-    measured: Annotated[Path | None, typer.Option("--measured", help="lines of `pila time` to go by")] = None,
-    efficiency: Annotated[float | None, typer.Option("--efficiency", help="share of the GPU's peak")] = None,
-    clips: Annotated[int | None, typer.Option("--clips", min=1, help="of data that are not on this machine")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="everything as one JSON object")] = False,
+    gpu: Gpus = None,
+    engine: EngineName = "",
+    processes: Processes = 1,
+    measured: Measured = None,
+    efficiency: Efficiency = None,
+    clips: HowMany = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show stages, memory for each GPU, cache size, hours and the largest batch, from the recipe alone."""
     from pila.config import load_recipe
-    from pila.plan import describe, stage_rows
-    from trainers import gpus
-    from trainers import plan as plans
-    from trainers.footprint import check_engine
-    from trainers.sheet import show
+    from pila.plan import describe, stages_of
 
     recipe = load_recipe(config, set_ or [])
-    chosen = [gpus.named(name) for name in gpu] if gpu else gpus.known()
-    lines = plans.read_measured(measured) if measured is not None else []
-    engine = engine or ("one" if processes == 1 else "ddp")
-    check_engine(engine, processes)  # before seconds go into counting
-    job = describe(recipe, clips=clips)
-    made = plans.make(
-        job,
-        chosen,
+    show_plan(
+        lambda: describe(recipe, clips=clips),
+        gpu=gpu,
         engine=engine,
         processes=processes,
-        efficiency=plans.EFFICIENCY if efficiency is None else efficiency,
-        measured=lines,
+        measured=measured,
+        efficiency=efficiency,
+        as_json=as_json,
+        stages=lambda: stages_of(recipe),
     )
-    if as_json:
-        print(json.dumps(made.to_dict()))
-        return
-    table = Table("stage", "steps", "groups (learning rate)", "ramps")
-    for row in stage_rows(recipe):
-        table.add_row(*row)
-    shown.print(table)
-    show(made, shown)
-    _next("`pila time` measures this machine (for --measured), `pila train --out RUN` trains")
+    if not as_json:
+        hint("`pila time` measures this machine (for --measured), `pila train --out RUN` trains")
 
 
 @app.command()
@@ -148,10 +105,10 @@ def cache(config: Config = None, set_: Set = None, root: Cached = Path("runs/cac
     engine.leave()
     if not engine.main:
         return
-    _left_out(found)
+    left_out(found.skipped, found.notes)
     summary = {"clips": found.clips, "computed": found.computed, "skipped": len(found.skipped), "labels": found.labels}
     print(json.dumps(summary))
-    _next(f"`pila train --out RUN --cache {root}` with the same --config and --set")
+    hint(f"`pila train --out RUN --cache {root}` with the same --config and --set")
 
 
 @app.command()
@@ -180,7 +137,7 @@ def train(
     ready(recipe, backbone, out, resume=resume, only=stage)
     found = prepare(recipe, backbone, root, quiet=quiet, engine=engine)
     if engine.main:
-        _left_out(found)
+        left_out(found.skipped, found.notes)
     _, result = run(recipe, backbone, found.data, out=out, resume=resume, only=stage, quiet=quiet, engine=engine)
     engine.leave()
     if not engine.main:
@@ -194,10 +151,10 @@ def train(
     }
     print(json.dumps(summary))
     if result.global_step < recipe.steps:
-        _next(f"`pila train --out {out} --resume` with the same --config and --set trains the stages that are left")
+        hint(f"`pila train --out {out} --resume` with the same --config and --set trains the stages that are left")
     else:
         bundle = out / "bundle"
-        _next(f'`pila generate "PROMPT" --bundle {bundle} --compare --out x.mp4`, `pila evaluate --bundle {bundle}`')
+        hint(f'`pila generate "PROMPT" --bundle {bundle} --compare --out x.mp4`, `pila evaluate --bundle {bundle}`')
 
 
 @app.command()
@@ -214,9 +171,9 @@ def generate(
 ) -> None:
     """Generate a video; without --config, the settings are those that the bundle was trained with."""
     from pila.generate import generate as run
-    from pila.generate import named
+    from trainers import video
 
-    out = named(out)
+    out = video.named(out)
     backbone, adapter = _load_trained(config, set_, bundle)
     for path in run(backbone, adapter, prompt, seed=seed, out=out, compare=compare, fields=fields):
         print(path)
@@ -228,32 +185,21 @@ def evaluate(
     config: Config = None,
     set_: Set = None,
     bundle: Bundled = None,
-    clips: Annotated[int, typer.Option("--clips", min=1, help="captions a mechanism")] = 8,
-    split: Annotated[str, typer.Option("--split", help="val, test or ood")] = "test",
-    seed: Annotated[int, typer.Option("--seed")] = 0,
-    out: Annotated[Path | None, typer.Option("--out", help="JSON to write")] = None,
+    clips: Captions = 8,
+    split: Split = "test",
+    seed: Annotated[int, typer.Option("--seed", help="of the noise")] = 0,
+    keep: Kept = None,
+    out: Annotated[Path | None, typer.Option("--out", help="JSON to write, clip by clip")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Measure base and adapter on held-out captions of the simulated world: pass shares, scores, paired differences."""
+    from physworld.evaluation import LEGEND
     from pila.evaluate import evaluate as run
 
     backbone, adapter = _load_trained(config, set_, bundle)
-    result = run(backbone, adapter, clips=clips, split=split, seed=seed, quiet=quiet)
-    name = adapter.recipe.adapter
+    result = run(backbone, adapter, clips=clips, split=split, seed=seed, keep=keep, quiet=quiet)
     title = f"{clips} captions a mechanism ({split}), paired noise"
-    table = Table(
-        "mechanism", "pass base", f"pass {name}", "score base", f"score {name}", "difference [95 %]", title=title
-    )
-    for mechanism, shares in result.passes.items():
-        scores, d = result.scores[mechanism], result.difference[mechanism]
-        figures = (shares["base"], shares[name], scores["base"], scores[name])
-        interval = "" if d.low is None else f" [{d.low:+.3f}, {d.high:+.3f}]"
-        table.add_row(mechanism, *(f"{x:.3f}" for x in figures), f"{d.mean:+.3f}{interval}")
-    shown.print(table)
-    shown.print(
-        "pass: share of clips within every gate of their law; score: 0 to 1, real clips near 1; an interval takes 8 "
-        "clips and covers the choice of clips alone"
-    )
+    show_table(result.rows([(adapter.recipe.adapter, "base")]), title, LEGEND)
     if out is not None:
         print(result.save(out))
 
@@ -265,39 +211,26 @@ def export(
     out: Annotated[Path, typer.Option("--out", help="folder of the bundle")],
 ) -> None:
     """Write the bundle of a run's newest checkpoint, load it back, and prove that it changes the backbone's output."""
-    import torch
-
-    from backbones import attach, sample
+    from backbones import verify
     from pila.train import fresh, save_bundle
     from trainers import checkpoint
 
-    if not (run / "recipe.yaml").is_file():
-        raise ValueError(f"expected the folder of a run with a recipe.yaml, got {run}")
-    recipe, backbone = _load(str(run / "recipe.yaml"), None)
-    newest = checkpoint.latest(run / "checkpoints")
-    if newest is None:
-        raise ValueError(f"{run} has no whole checkpoint yet: let it train on, or resume it")
-    weights = checkpoint.load(newest).tensors["weights"]
+    recipe, backbone = _load(recipe_in(run), None)
+    name, weights = checkpoint.newest(run)
     adapter = fresh(recipe, backbone)
-    for name, module in adapter.groups().items():
-        part = {k.removeprefix(f"{name}/"): v for k, v in weights.items() if k.startswith(f"{name}/")}
-        if part:
-            module.load_state_dict(part)
+    for group, part in weights.items():
+        adapter.groups()[group].load_state_dict(part)
     save_bundle(adapter, backbone, out)
     d = recipe.data
-    two = functools.partial(
-        sample, backbone, ["a ball"], seed=0, frames=d.frames, height=d.height, width=d.width, steps=2
-    )
-    base = two()
-    with attach(backbone, out, mode=recipe.sampling.mode):
-        changed = float((two() - base).abs().mean())
-    if not torch.tensor(changed).isfinite() or (changed == 0 and recipe.correct != "none"):
+    probe = verify.Probe(mode=recipe.sampling.mode, frames=d.frames, height=d.height, width=d.width)
+    changed = verify.change(backbone, out, probe)
+    if not 0 <= changed < float("inf") or (changed == 0 and recipe.correct != "none"):
         raise ValueError(
             f"the exported bundle changes nothing (mean difference {changed}): stage C has not trained yet"
         )
-    summary = {"bundle": str(out), "checkpoint": newest.name, "mean_change": changed}
+    summary = {"bundle": str(out), "checkpoint": name, "mean_change": changed}
     print(json.dumps(summary))
-    _next(f'`pila generate "PROMPT" --bundle {out}`')
+    hint(f'`pila generate "PROMPT" --bundle {out}`')
 
 
 @app.command()
@@ -321,35 +254,22 @@ def _load(config: str | None, overrides: list[str] | None) -> "tuple[Recipe, Wan
     return recipe, _backbone(recipe)
 
 
-def _load_trained(
-    config: str | None, overrides: list[str] | None, folder: Path | None
-) -> "tuple[WanBackbone, PilaAdapter]":
+def _load_trained(config: str | None, set_: list[str] | None, folder: Path | None) -> "tuple[WanBackbone, PilaAdapter]":
     from pila.config import load_recipe
     from pila.generate import load_adapter, recipe_of
 
-    recipe = load_recipe(config, overrides or []) if config is not None else recipe_of(folder, overrides or [])
-    try:
+    recipe = load_recipe(config, set_ or []) if config is not None else recipe_of(folder, set_ or [])
+    said = config is not None or any(o.startswith("backbone=") for o in set_ or [])
+    with asked_by("the bundle", "backbone", unless=said):
         backbone = _backbone(recipe)
-    except ValueError as error:
-        if config is not None or any(o.startswith("backbone=") for o in overrides or []):
-            raise
-        raise ValueError(
-            f"{error}; the bundle was trained on it: say with --set backbone=... where it is now"
-        ) from None
     return backbone, load_adapter(folder, backbone, recipe=recipe)
 
 
 def _backbone(recipe: "Recipe") -> "WanBackbone":
     import torch
-    from transformers.utils import logging
 
     from backbones import WanBackbone, load
 
-    if recipe.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(
-            f"expected a CUDA device for device={recipe.device}, found none on this machine; set device=cpu"
-        )
-    logging.disable_progress_bar()  # "Loading weights" for two files of a megabyte
     dtype = None if recipe.dtype == "float32" else getattr(torch, recipe.dtype)
     backbone = load(recipe.backbone, device=recipe.device, dtype=dtype)
     if not isinstance(backbone, WanBackbone):
@@ -358,26 +278,6 @@ def _backbone(recipe: "Recipe") -> "WanBackbone":
             " on Wan alone; in Python the adapter attaches to CogVideoX as well"
         )
     return backbone
-
-
-def _left_out(found: "Prepared") -> None:
-    for kind, clips in (("left out", found.skipped), ("note", found.notes)):
-        for s in clips:
-            errors.print(f"{kind}: {s.path}: {s.why}", style="yellow", markup=False)
-
-
-def _next(what: str) -> None:
-    errors.print(f"next: {what}", style="dim", markup=False)
-
-
-_said: set[str] = set()
-
-
-def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:
-    known = issubclass(category, (DeprecationWarning, FutureWarning)) or str(message) in _said
-    if not known and RANK == 0:
-        _said.add(str(message))
-        errors.print(f"warning: {message}", style="yellow", markup=False)
 
 
 if __name__ == "__main__":

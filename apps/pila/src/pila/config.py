@@ -6,7 +6,6 @@ down; "paper" marks what it does. Noise levels: sigma in [0, 1], 1 is noise. Uni
 frames / 4.
 """
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -24,9 +23,9 @@ from pydantic import (
 
 from physfields.residuals import FAMILIES, Scales
 from pila.bank import PHASES
-from trainers import Config, Optim, did_you_mean, dump_config, load_config
+from trainers import Config, Optim, did_you_mean, find_recipe, load_config
 
-__all__ = ["RECIPES", "Recipe", "load_recipe", "override"]
+__all__ = ["RECIPES", "Recipe", "load_recipe"]
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -238,30 +237,6 @@ class Recipe(Config):
         )
 
 
-def load_recipe(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe (none: `recipes/tiny.yaml`) and apply overrides such as `routing.k=2`.
-
-    A bare name such as `wan2.1-1.3b` is looked for among the shipped recipes.
-    """
-    source = RECIPES / "tiny.yaml" if path is None else Path(path)
-    shipped = RECIPES / f"{source.name}{'' if source.suffix == '.yaml' else '.yaml'}"
-    if not source.exists() and shipped.exists():
-        source = shipped
-    return load_config(Recipe, source, list(overrides))
-
-
-def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
-    """Apply overrides such as `routing.k=2` to a recipe.
-
-    >>> override(Recipe(), ["routing.k=2"]).routing.k
-    2
-    """
-    if not overrides:
-        return recipe
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / "recipe.yaml"
-        dump_config(recipe, path)
-        try:
-            return load_config(Recipe, path, list(overrides))
-        except ValueError as error:
-            raise ValueError(str(error).replace(str(path), f"--set {' '.join(overrides)}")) from None
+def load_recipe(name: str | Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by path or by the name of a shipped one (none: `tiny`), with overrides such as `routing.k=2`."""
+    return load_config(Recipe, find_recipe(name, RECIPES), overrides)

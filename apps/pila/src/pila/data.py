@@ -29,14 +29,14 @@ from torch import Tensor
 import physworld
 from backbones import WanBackbone, flow
 from physexperts import MECHANISMS, Labels, from_wisa
-from pila.config import Data, Recipe
+from pila.config import Recipe
 from pila.labels import read_caption, shuffle
 from trainers import InMemory, MapStyle, TrainingWarning, show, video
 from trainers.cache import Cache
 from trainers.data import Record, Skipped, read_records
 from trainers.engine import Engine
 
-__all__ = ["Clip", "Clips", "Prepared", "labels_of", "prepare", "world_scale"]
+__all__ = ["Clip", "Clips", "Prepared", "labels_of", "prepare"]
 
 T = TypeVar("T")
 
@@ -244,48 +244,29 @@ def labels_of(record: Record, recipe: Recipe) -> Labels:
     return read_caption(record.caption, how=recipe.data.fallback, parser=recipe.parser)
 
 
-def world_scale(d: Data) -> int:
-    """How many times larger than its smallest the simulated world is drawn; ValueError for sizes that it does not make.
-
-    >>> world_scale(Data(height=64, width=64))
-    2
-    """
-    if d.height != d.width or d.height % physworld.SIZE or d.frames != physworld.FRAMES:
-        raise ValueError(
-            f"expected {physworld.FRAMES} square frames of {physworld.SIZE}, {2 * physworld.SIZE}, ... px of the "
-            f"world, got {d.frames} of {d.height} x {d.width}; set data.frames, data.height and data.width"
-        )
-    return d.height // physworld.SIZE
-
-
 def _world(recipe: Recipe, store: _Store) -> tuple[Iterator[tuple[int, Clip]], int]:
     """Clips of the simulated world; only those that the cache lacks are simulated, some at a time."""
-    world_scale(recipe.data)
-    each, rest = divmod(recipe.data.clips, len(MECHANISMS))
-    every = [(mechanism, seed) for i, mechanism in enumerate(MECHANISMS) for seed in range(each + (i < rest))]
-    mine = list(store.mine(every))
-    return _simulated(recipe, store, mine), len(mine)
+    d = recipe.data
+    scale = physworld.scale_of(d.frames, d.height, d.width)
+    mine = list(store.mine(physworld.spread(d.clips, split=d.split, scale=scale)))
+    return _simulated(store, mine), len(mine)
 
 
-def _simulated(
-    recipe: Recipe, store: _Store, mine: Sequence[tuple[int, tuple[str, int]]]
-) -> Iterator[tuple[int, Clip]]:
-    d, code = recipe.data, _world_code()
-    scale = world_scale(d)
-    for mechanism, group in itertools.groupby(mine, lambda item: item[1][0]):
-        for part in _parts([(position, seed) for position, (_, seed) in group], CHUNK):
-            content = {seed: json.dumps([code, mechanism, seed, d.split, scale]) for _, seed in part}
-            known = {seed: store.meta(content[seed]) for seed in content}
-            missing = [seed for seed in content if known[seed] is None]
-            made = {c.seed: c for c in physworld.simulate_many(mechanism, missing, split=d.split, scale=scale)}
-            for position, seed in part:
-                name, meta = f"{d.split}-{mechanism}-{seed:06d}", known[seed]
+def _simulated(store: _Store, mine: Sequence[tuple[int, physworld.Planned]]) -> Iterator[tuple[int, Clip]]:
+    for mechanism, group in itertools.groupby(mine, lambda item: item[1].mechanism):
+        for part in _parts(list(group), CHUNK):
+            known = {one.seed: store.meta(one.content) for _, one in part}
+            missing, like = [seed for seed, meta in known.items() if meta is None], part[0][1]
+            made = physworld.simulate_many(mechanism, missing, split=like.split, scale=like.scale)
+            by_seed = {clip.seed: clip for clip in made}
+            for position, one in part:
+                meta = known[one.seed]
                 if meta is None:
-                    clip = made[seed]
+                    clip = by_seed[one.seed]
                     decoded = partial(video.Decoded, clip.video, clip.times_s)
-                    yield position, Clip(name, content[seed], clip.caption, Labels.of(clip.labels), decoded)
+                    yield position, Clip(one.name, one.content, clip.caption, Labels.of(clip.labels), decoded)
                 else:
-                    yield position, Clip(name, content[seed], meta["caption"], Labels.of(meta["labels"]), _never)
+                    yield position, Clip(one.name, one.content, meta["caption"], Labels.of(meta["labels"]), _never)
 
 
 def _never() -> video.Decoded:
@@ -357,14 +338,6 @@ def _vector(name: str, labels: Labels, recipe: Recipe) -> Tensor:
     if recipe.data.labels == "none":
         return torch.zeros(len(MECHANISMS))
     return shuffle(labels.multi_hot, name) if recipe.data.labels == "random" else labels.multi_hot
-
-
-def _world_code() -> str:
-    """Name the code that makes the world: other code, other clips."""
-    sha = hashlib.sha256()
-    for file in sorted(Path(physworld.__file__).parent.glob("*.py")):
-        sha.update(file.read_bytes())
-    return sha.hexdigest()
 
 
 def _parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -6,16 +6,13 @@ that a player shows it.
 """
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 import backbones
@@ -23,13 +20,11 @@ from backbones import WanBackbone, attach, bundle
 from physexperts import MECHANISMS
 from pila.adapter import Anatomy, PilaAdapter
 from pila.bundles import PILA
-from pila.config import Recipe, override
-from trainers import video
+from pila.config import Recipe
+from trainers import override, video, write_text
 
-__all__ = ["Journal", "generate", "load_adapter", "named", "recipe_of", "sample_pair", "to_bytes"]
+__all__ = ["Journal", "generate", "load_adapter", "read", "recipe_of", "sample"]
 
-VISIBLE = 256
-"""Smallest side of a written video in pixels (our choice)."""
 VERSIONS = ("pila", "physbackbones", "physfields", "physexperts", "phystrainers", "torch", "diffusers", "transformers")
 
 
@@ -50,71 +45,49 @@ class Journal:
         self.last = anatomy
 
 
+def read(folder: Path | None) -> bundle.Bundle:
+    """Read a bundle of this app (none: the shipped one)."""
+    return bundle.read(folder, app="pila", kinds=(PilaAdapter.kind,), shipped=PILA)
+
+
 def recipe_of(folder: Path | None, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe that a bundle (none: the shipped one) was trained with, with overrides such as `routing.k=2`."""
-    return override(Recipe.model_validate(_read(folder).meta["config"]), overrides)
+    return override(Recipe.model_validate(read(folder).config), overrides)
 
 
 def load_adapter(folder: Path | None, backbone: WanBackbone, *, recipe: Recipe | None = None) -> PilaAdapter:
     """Load a bundle (none: the shipped one) for a backbone, under its own recipe or under one of the same sizes."""
-    trained = _read(folder)
-    bundle.check(trained, backbone)
-    try:
-        return PilaAdapter.from_bundle(trained, backbone, recipe=recipe)
-    except RuntimeError as error:
-        raise ValueError(
-            f"the weights of the bundle do not fit this recipe; sizes and structure come from training: {error}"
-        ) from None
+    return bundle.build(read(folder), backbone, make=PilaAdapter.from_bundle, recipe=recipe)
 
 
-def _read(folder: Path | None) -> bundle.Bundle:
-    folder = PILA if folder is None else Path(folder)
-    if folder == PILA and not (folder / "bundle.json").exists():
-        raise ValueError(f"no bundle is shipped in {folder} yet; train one with `pila train` and pass --bundle DIR")
-    if not (folder / "bundle.json").exists():
-        inside = folder / "bundle"
-        hint = (
-            f"did you mean --bundle {inside}?"
-            if (inside / "bundle.json").exists()
-            else "`pila train --out RUN` writes one into RUN/bundle, `pila export RUN --out DIR` into DIR"
-        )
-        raise ValueError(f"expected a bundle folder (bundle.json, bundle.safetensors), got {folder}; {hint}")
-    trained = bundle.load(folder)
-    if trained.kind != PilaAdapter.kind:
-        raise ValueError(f"expected a bundle of kind {PilaAdapter.kind!r}, got {trained.kind!r} in {folder}")
-    return trained
-
-
-def sample_pair(
+def sample(
     backbone: WanBackbone,
-    adapter: PilaAdapter,
+    adapter: PilaAdapter | None,
     prompts: Sequence[str],
     seeds: Sequence[int],
+    recipe: Recipe,
     *,
-    base: bool = True,
     watch: Callable[[float, Anatomy], None] | None = None,
-) -> tuple[Float[Tensor, "b 3 t h w"] | None, Float[Tensor, "b 3 t h w"]]:
-    """The videos of prompts without (where asked) and with an adapter, from the same noise, in [-1, 1]."""
-    recipe = adapter.recipe
+) -> Float[Tensor, "b 3 t h w"]:
+    """The videos of prompts with an adapter, or of the base alone, in [-1, 1]; a seed fixes the noise of its clip."""
     d, s = recipe.data, recipe.sampling
-    noise = backbones.noise(backbone, list(seeds), d.frames, d.height, d.width)
     settings: dict[str, Any] = {
-        "noise": noise,
+        "noise": backbones.noise(backbone, list(seeds), d.frames, d.height, d.width),
         "frames": d.frames,
         "height": d.height,
         "width": d.width,
         "steps": s.steps,
         "guidance": s.guidance,
     }
-    alone = backbones.sample(backbone, list(prompts), **settings) if base else None
+    if adapter is None:
+        return backbones.sample(backbone, list(prompts), **settings)
     adapter.sigma_range = _sigma_range(backbone, adapter)
     adapter.watch = watch
     try:
         with attach(backbone, adapter, mode=s.mode):
-            corrected = backbones.sample(backbone, list(prompts), **settings)
+            return backbones.sample(backbone, list(prompts), **settings)
     finally:
         adapter.watch = None
-    return alone, corrected
 
 
 def generate(
@@ -132,16 +105,15 @@ def generate(
 
     ValueError for an `out` that is a folder or names another format.
     """
-    out = named(out)
-    journal = Journal()
-    base, corrected = sample_pair(backbone, adapter, [prompt], [seed], base=compare, watch=journal)
-    film, shown = to_bytes(corrected[0]), [adapter.recipe.adapter]
-    frames, scale = film, max(1, -(-VISIBLE // film.shape[1]))
+    out, recipe, journal = video.named(out), adapter.recipe, Journal()
+    base = sample(backbone, None, [prompt], [seed], recipe) if compare else None
+    film = video.to_bytes(sample(backbone, adapter, [prompt], [seed], recipe, watch=journal)[0])
+    frames, shown, scale = film, [recipe.adapter], video.enlarged(film.shape[1])
     if base is not None:
-        from pila import pictures
+        from trainers import pictures
 
         shown = ["base", *shown]
-        frames, scale = pictures.beside([to_bytes(base[0]), film], shown, scale=scale), 1
+        frames, scale = pictures.beside([video.to_bytes(base[0]), film], shown, scale=scale), 1
     written = [video.write(out, frames, backbone.spec.time.fps, scale=scale)]
     about = {
         "prompt": prompt,
@@ -154,28 +126,16 @@ def generate(
         ],
         "backbone": {"id": backbone.id, "digest": backbone.digest},
         "bundle": adapter.origin,
-        "config": adapter.recipe.model_dump(mode="json"),
+        "config": recipe.model_dump(mode="json"),
         "versions": {name: version(name) for name in VERSIONS},
     }
-    written.append(_write_text(out.with_suffix(".json"), json.dumps(about, indent=1) + "\n"))
+    written.append(write_text(out.with_suffix(".json"), json.dumps(about, indent=1) + "\n"))
     if fields and journal.last is not None:
         from pila import pictures
 
         level = f"noise level {journal.routing[-1][0]:.3f} (the last that was corrected)"
         written += pictures.draw(journal.last, adapter, film, out, about=f"“{prompt}”, seed {seed}, {level}")
     return written
-
-
-def named(out: Path) -> Path:
-    """The mp4 that `out` asks for: the suffix may be left out; ValueError for a folder or another format."""
-    if out.is_dir() or out.suffix not in ("", ".mp4"):
-        raise ValueError(f"expected the name of an mp4 to write, such as {out.with_suffix('')}.mp4, got {out}")
-    return out.with_suffix(".mp4")
-
-
-def to_bytes(film: Float[Tensor, "3 t h w"]) -> UInt8[np.ndarray, "t h w 3"]:
-    """A video in [-1, 1] as bytes."""
-    return ((film.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
 
 
 def _sigma_range(backbone: WanBackbone, adapter: PilaAdapter) -> tuple[float, float]:
@@ -202,10 +162,3 @@ def _names(adapter: PilaAdapter) -> list[str]:
 
 def _rounded(weights: Tensor) -> list[list[float]]:
     return [[round(float(w), 4) for w in row] for row in weights]
-
-
-def _write_text(path: Path, text: str) -> Path:
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    part.write_text(text)
-    part.replace(path)
-    return path

@@ -8,19 +8,20 @@ be. Optical flow is made on the CPU and is not in the hours.
 
 import math
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from backbones.sizes import bytes_of, weightless
 from pila.config import Recipe
-from trainers import InMemory, Ramp, read_records
+from trainers import InMemory, Stage
+from trainers.data import count_records
 from trainers.dryrun import DryRun, Work
 from trainers.footprint import Trained
 from trainers.job import Artefact, Job, Kind
+from trainers.timing import at_end
 
-__all__ = ["REPORTED", "describe", "described", "stage_rows", "work_of"]
+__all__ = ["REPORTED", "clips_of", "describe", "described", "stages_of", "work_of"]
 
 REPORTED = "the paper used 8 x A100 80 GB with DeepSpeed ZeRO-2 and CPU offload for about 40 hours (as reported)"
 SIZES = (1, 4)
@@ -29,13 +30,13 @@ SIZES = (1, 4)
 
 def describe(recipe: Recipe, *, clips: int | None = None) -> Job:
     """Describe a recipe's run; `clips` is for data that are not here (none: counted where they are, else one)."""
-    from pila.train import fresh, stages
+    from pila.train import fresh
 
-    backbone = _bare(recipe)
-    adapter = fresh(_on_cpu(recipe), backbone)
+    recipe, backbone = _weightless(recipe)
+    adapter, d = fresh(recipe, backbone), recipe.data
     steps: dict[str, int] = {}
     groups: dict[str, torch.nn.Module] = {}
-    for stage in stages(_on_cpu(recipe), adapter, backbone, InMemory({"latent": [0]})):
+    for stage in stages_of(recipe):
         kind = stage.name.partition("-")[0]
         steps[kind] = steps.get(kind, 0) + (stage.length.steps or 0)
         groups |= {name: adapter.groups()[name] for name in stage.groups}
@@ -45,40 +46,32 @@ def describe(recipe: Recipe, *, clips: int | None = None) -> Job:
     return Job(
         name=f"{'PILA' if recipe.adapter == 'pila' else 'the plain control'} on {backbone.id}",
         shape=described(recipe, backbone),
-        tokens=_tokens(recipe, backbone),
+        tokens=backbone.spec.latent.tokens(d.frames, d.height, d.width),
         batch=recipe.batch,
         accumulate=recipe.accumulate,
         frozen=frozen,
         trained=Trained.of(groups, recipe.optim),
         kinds=tuple(Kind(name, n, {b: works[name] for b, works in counted.items()}) for name, n in steps.items()),
-        artefacts=_artefacts(recipe, backbone, _clips(recipe) if clips is None else clips),
+        artefacts=_artefacts(recipe, backbone, clips_of(recipe) if clips is None else clips),
         making={name: frozen[name] for name in ("vae", "text_encoder")},
         reported=REPORTED,
     )
 
 
-def stage_rows(recipe: Recipe) -> list[tuple[str, str, str, str]]:
-    """Each stage's name, steps, groups with their learning rates, and ramps, in words."""
+def stages_of(recipe: Recipe) -> list[Stage]:
+    """The stages of a recipe, without weights or data."""
     from pila.train import fresh, stages
 
-    backbone = _bare(recipe)
-    rows = []
-    for stage in stages(recipe, fresh(_on_cpu(recipe), backbone), backbone, InMemory({"latent": [0]})):
-        rates = ", ".join(f"{g} {stage.optim.lr * factor:g}" for g, factor in stage.groups.items())
-        late = ", ".join(f"{g} from step {step}" for g, step in stage.unfreeze.items())
-        ramps = ", ".join(
-            f"{name} to {r.end:g} by {r.to_step}" for name, r in stage.ramps.items() if isinstance(r, Ramp)
-        )
-        rows.append((stage.name, str(stage.length.steps), "; ".join(filter(None, (rates, late))), ramps))
-    return rows
+    recipe, backbone = _weightless(recipe)
+    return stages(recipe, fresh(recipe, backbone), backbone, InMemory({"latent": [0]}))
 
 
 def work_of(recipe: Recipe, batch: int, *, only: tuple[str, ...] = ()) -> dict[str, Work]:
     """Count one micro-batch of each kind of stage (`only`: of these)."""
-    from pila.timing import at, kinds, random_batch
+    from pila.timing import RAMPS, kinds, random_batch
     from pila.train import Trainer, fresh
 
-    recipe, backbone = _on_cpu(recipe), _bare(recipe)
+    recipe, backbone = _weightless(recipe)
     backbone.transformer.requires_grad_(False)
     adapter = fresh(recipe, backbone)
     work: dict[str, Work] = {}
@@ -87,7 +80,7 @@ def work_of(recipe: Recipe, batch: int, *, only: tuple[str, ...] = ()) -> dict[s
         steps = kinds(Trainer(recipe, adapter, backbone), random_batch(recipe, backbone, batch))
         for name, loss in steps.items():
             if not only or name in only:
-                work[name] = dry.step(partial(loss, at(name, 0)), adapter.parameters())
+                work[name] = dry.step(partial(loss, at_end(name, 0, RAMPS)), adapter.parameters())
     return work
 
 
@@ -96,6 +89,12 @@ def described(recipe: Recipe, backbone: Any) -> str:
     d = recipe.data
     latent = " x ".join(map(str, backbone.spec.latent.shape(d.frames, d.height, d.width)))
     return f"{d.frames} x {d.height} x {d.width} -> latent {latent}, {recipe.dtype}"
+
+
+def clips_of(recipe: Recipe) -> int:
+    """How many clips the recipe's data hold; one where they are not here."""
+    d = recipe.data
+    return d.clips if d.source == "world" else count_records(d.source, root=d.root)
 
 
 def _artefacts(recipe: Recipe, backbone: Any, clips: int) -> tuple[Artefact, ...]:
@@ -118,25 +117,9 @@ def _artefacts(recipe: Recipe, backbone: Any, clips: int) -> tuple[Artefact, ...
     )
 
 
-def _clips(recipe: Recipe) -> int:
-    """How many clips the recipe's data hold; one where they are not here."""
-    d = recipe.data
-    if d.source == "world":
-        return d.clips
-    return len(read_records(d.source, root=d.root)[0]) if Path(d.source).exists() else 1
-
-
-def _tokens(recipe: Recipe, backbone: Any) -> int:
-    d = recipe.data
-    _, t, h, w = backbone.spec.latent.shape(d.frames, d.height, d.width)
-    pt, ph, pw = backbone.spec.latent.patch
-    return (t // pt) * (h // ph) * (w // pw)
-
-
-def _bare(recipe: Recipe) -> Any:
-    return weightless(recipe.backbone, dtype=getattr(torch, recipe.dtype))
-
-
-def _on_cpu(recipe: Recipe) -> Recipe:
-    """A dry run's tensors call themselves CPU tensors, whatever device they stand for."""
-    return recipe.model_copy(update={"device": "cpu"})
+def _weightless(recipe: Recipe) -> tuple[Recipe, Any]:
+    """The recipe on a CPU (a dry run's tensors call themselves so, whatever device they stand for), and its backbone
+    without weights.
+    """
+    backbone = weightless(recipe.backbone, dtype=getattr(torch, recipe.dtype))
+    return recipe.model_copy(update={"device": "cpu"}), backbone

@@ -5,7 +5,6 @@ dry run), so that another batch, size or GPU can be estimated from it.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -15,10 +14,11 @@ from backbones import WanBackbone
 from pila.config import Recipe
 from pila.plan import described, work_of
 from pila.train import Trainer, fresh
-from trainers import Progress, Ramp, timing
+from trainers import Progress, timing
 
-__all__ = ["kinds", "measure", "random_batch"]
+__all__ = ["RAMPS", "kinds", "measure", "random_batch"]
 
+RAMPS = ("physics", "condition", "mask")
 Step = Callable[[Progress], dict[str, Tensor]]
 
 
@@ -26,21 +26,9 @@ def measure(recipe: Recipe, backbone: WanBackbone, *, steps: int) -> dict[str, A
     """Time a step (loss, backward, AdamW) of stages A, B, C and the plain control, and the frozen model alone."""
     adapter = fresh(recipe, backbone)
     batch = {k: v.to(recipe.device) for k, v in random_batch(recipe, backbone, recipe.batch).items()}
-    optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-4, fused=True)
-    work = work_of(recipe, recipe.batch)
-    figures: dict[str, Any] = {}
-    for name, loss in kinds(Trainer(recipe, adapter, backbone), batch).items():
-
-        def step(i: int, name: str = name, loss: Step = loss) -> None:
-            terms = [t for key, t in loss(at(name, i)).items() if not key.startswith("log/")]
-            if name != "frozen":
-                sum(terms[1:], start=terms[0]).backward()
-                optimizer.step()
-                optimizer.zero_grad()
-
-        figures[name] = asdict(timing.measure(step, calls=steps, device=recipe.device))
-        if name in work:
-            figures[name]["work"] = asdict(work[name])
+    how: dict[str, Any] = {"calls": steps, "device": recipe.device, "ramps": RAMPS}
+    trained = kinds(Trainer(recipe, adapter, backbone), batch)
+    figures = timing.steps(trained, adapter.parameters(), work=work_of(recipe, recipe.batch), **how)
     return {
         **timing.machine(recipe.device),
         "backbone": backbone.id,
@@ -60,12 +48,6 @@ def kinds(trainer: Trainer, batch: dict[str, Tensor]) -> dict[str, Step]:
         "plain": lambda p: trainer.plain(batch, p),
         "frozen": lambda p: {"none": trainer.estimate(batch, (0.0, 1.0), p.generator).velocity.sum()},
     }
-
-
-def at(name: str, step: int) -> Progress:
-    """The progress of a step whose ramps are all at their end."""
-    ramps = {ramp: Ramp(1.0, 1.0) for ramp in ("physics", "condition", "mask")}
-    return Progress(name, step, step, None, 0.0, torch.Generator().manual_seed(step), ramps=ramps)
 
 
 def random_batch(recipe: Recipe, backbone: WanBackbone, batch: int) -> dict[str, Tensor]:

@@ -58,6 +58,15 @@ class Bundle:
         """The resolved config that the adapter was built with."""
         return self.meta["config"]
 
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Where the weights come from, for what is written beside results: their hash, backbone and steps."""
+        return {
+            "sha256": self.meta["sha256"],
+            "made_for": {key: self.meta["backbone"][key] for key in ("id", "backbone_digest")},
+            "steps": {stage["name"]: stage["steps"] for stage in self.meta["stages"]},
+        }
+
 
 def save(
     folder: str | Path,

@@ -109,6 +109,13 @@ class Evaluation:
         """The paired difference of two methods by mechanism, and over `all`."""
         return paired.by_mechanism(a, b, self.table(a, what), self.table(b, what), seed=self.seed)
 
+    def pairs(self) -> list[tuple[str, str]]:
+        """What is worth comparing: every method with the first one, the base, and the second one with those behind it,
+        its controls.
+        """
+        base, *later = self.methods
+        return [(name, base) for name in later] + [(later[0], name) for name in later[1:]]
+
     def rows(self, pairs: Sequence[tuple[str, str]] = ()) -> list[tuple[str, ...]]:
         """Write the figures as rows of text: a header, each mechanism, and `all`; of pairs the difference in score."""
         names, parts = list(self.methods), ("passes", "scores")

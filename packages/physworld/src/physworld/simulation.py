@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from physworld.clip import MECHANISMS, SPLITS, Clip
+from physworld.clip import MECHANISMS, SPLITS, Clip, annotation
 from physworld.mechanism import module
 
 BATCH = 64
@@ -78,6 +78,12 @@ class Planned:
     def labels(self) -> tuple[str, ...]:
         """The mechanisms that it shows, without drawing it."""
         return LABELS.get(self.mechanism, (self.mechanism,))
+
+    @property
+    def annotation(self) -> dict[str, Any]:
+        """WISA-80K's `physical_annotation` of it, without drawing it."""
+        scenario = parameters(self.mechanism, self.seed, split=self.split)["scenario"]
+        return annotation(self.mechanism, scenario)
 
     def draw(self) -> Clip:
         """Simulate it."""

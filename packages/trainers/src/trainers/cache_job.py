@@ -35,7 +35,7 @@ from .cache_upkeep import differences
 from .guards import TrainingWarning
 from .records import Record
 
-__all__ = ["Build", "Item", "Produce", "Report", "Stale", "Worker", "clip_items", "make", "place", "share"]
+__all__ = ["Build", "Item", "Produce", "Report", "Stale", "Worker", "clip_items", "make", "place", "share", "sources"]
 
 Produce = Callable[[list[Any]], Sequence[Mapping[str, Tensor]]]
 """Makes artefacts: of what the items of a batch load to, a map for each. A ValueError leaves the item out."""
@@ -182,15 +182,9 @@ class Worker:
                 yield item, source
 
     def _source(self, item: Item) -> Source:
-        if isinstance(item.media, bytes):
-            return Source.of(item.media, spec=item.spec)
-        path = Path(item.media).absolute()
-        like = path.stat()  # before it is read: a file that changes meanwhile must not pass for the new one
-        known = self._known.get(str(path))
-        if known and (known.size, known.mtime_ns) == (like.st_size, like.st_mtime_ns):
-            return Source(known.content, plain(item.spec))
-        source = Source.of(path, spec=item.spec)
-        self.hashed[item.id] = Hashed(str(path), like.st_size, like.st_mtime_ns, source.content)
+        source, hashed = _hashed(item, self._known)
+        if hashed is not None:
+            self.hashed[item.id] = hashed
         return source
 
     def _compare(self, item: Item, key: str) -> None:
@@ -291,6 +285,14 @@ class Worker:
         warnings.warn(text, TrainingWarning, stacklevel=2)
 
 
+def sources(root: str | Path, items: Iterable[Item]) -> dict[str, Source]:
+    """Say what each item is, by its id: where its artefacts are found (`Source.key`). Files that a job under `root` has
+    hashed are not read again.
+    """
+    known = hashes(Path(root))
+    return {item.id: _hashed(item, known)[0] for item in items}
+
+
 def make(
     root: str | Path,
     items: Iterable[Item],
@@ -333,6 +335,19 @@ def make(
     if (why := reporter.none_left()) is not None:
         raise ValueError(why)
     return report
+
+
+def _hashed(item: Item, known: Mapping[str, Hashed]) -> tuple[Source, Hashed | None]:
+    """What an item is, and the hash of its file where it was taken now."""
+    if isinstance(item.media, bytes):
+        return Source.of(item.media, spec=item.spec), None
+    path = Path(item.media).absolute()
+    like = path.stat()  # before it is read: a file that changes meanwhile must not pass for the new one
+    before = known.get(str(path))
+    if before and (before.size, before.mtime_ns) == (like.st_size, like.st_mtime_ns):
+        return Source(before.content, plain(item.spec)), None
+    source = Source.of(path, spec=item.spec)
+    return source, Hashed(str(path), like.st_size, like.st_mtime_ns, source.content)
 
 
 def _failed(item: Item, key: str, error: BaseException) -> Outcome:

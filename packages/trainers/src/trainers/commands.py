@@ -69,7 +69,7 @@ RANK = int(os.environ.get("RANK", "0"))
 P = ParamSpec("P")
 R = TypeVar("R")
 
-shown = Console(width=None if sys.stdout.isatty() else 140)
+shown = Console(width=None if sys.stdout.isatty() else 120)
 """Results; a pipe has no width, and tables shall not wrap there."""
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
