@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Int, Real
 
 from bench.judge.questions import SCALES, Question
 from bench.judge.run import Answers, Asked
@@ -26,8 +26,13 @@ from bench.official import tables, videophy2
 from bench.results import Item, Metric, Strict
 
 LEAST = 8
-RESAMPLES = 1000
+RESAMPLES = 2000
 LEVEL = 0.95
+
+Table = Real[np.ndarray, "*r k k"]
+"""Counts: people's rating in rows, the judge's in columns."""
+Rule = Callable[[Table], Any]
+"""A figure of each table: an array of shape *r, or a number of numpy's."""
 
 
 class Task(Strict):
@@ -128,7 +133,7 @@ def calibrate(
     for model in dict.fromkeys(q.model for q in questions):
         for task in (task for task in tasks if task != "rule"):
             mine = [q for q in questions if q.model == model and q.asked.question.task == task]
-            by_model[model][f"{task}_bias"] = _with_interval(_bias, *_pairs(mine, read))
+            by_model[model][f"{task}_bias"] = _with_interval(_bias, _counts(np.array(SCALES[task]), mine, read))
     return Calibration(
         judge=judge,
         settings=settings,
@@ -141,92 +146,96 @@ def calibrate(
 
 
 def _task(task: str, questions: Sequence[Labelled], read: dict[Asked, int | None]) -> Task:
-    scale = list(SCALES[task])
-    people, judge, videos = _pairs(questions, read)
-    rules: dict[str, Callable[[Int[np.ndarray, " n"], Int[np.ndarray, " n"]], float | None]] = {
-        "agreement": lambda a, b: float((a == b).mean())
-    }
+    scale = np.array(SCALES[task])
+    counts = _counts(scale, questions, read)
+    table = counts.sum(0)
+    off = abs(scale[:, None] - scale[None, :])
+    rules: dict[str, Rule] = {"agreement": lambda t: _share(t, off == 0)}
     if task == "rule":
-        rules["kappa"] = lambda a, b: kappa(a, b)
+        rules["kappa"] = lambda t: kappa(t, (off > 0).astype(int))
     else:
+        good = (scale >= videophy2.GOOD).astype(int)
         rules |= {
-            "within_one": lambda a, b: float((abs(a - b) <= 1).mean()),
-            "kappa": lambda a, b: kappa(a >= videophy2.GOOD, b >= videophy2.GOOD),
-            "weighted_kappa": lambda a, b: kappa(a, b, quadratic=True),
+            "within_one": lambda t: _share(t, off <= 1),
+            "kappa": lambda t: kappa(t, abs(good[:, None] - good[None, :])),
+            "weighted_kappa": lambda t: kappa(t, off**2),
             "spearman": spearman,
             "bias": _bias,
         }
-    figures = {name: _with_interval(rule, people, judge, videos) for name, rule in rules.items()}
     bias: dict[str, tuple[float | None, int]] = {}
-    for rating in scale if task != "rule" else ():
-        mine = judge[people == rating]
-        bias[str(rating)] = (float((mine - rating).mean()) if len(mine) else None, len(mine))
-    table = tuple(tuple(int(((people == i) & (judge == j)).sum()) for j in scale) for i in scale)
-    unread = sum(q.asked in read and read[q.asked] is None for q in questions)
-    failed = sum(q.asked not in read for q in questions)
+    for rating, row in zip(scale.tolist(), table.tolist(), strict=True) if task != "rule" else ():
+        mean = sum(n * (judged - rating) for judged, n in zip(scale.tolist(), row, strict=True))
+        bias[str(rating)] = (mean / sum(row) if sum(row) else None, sum(row))
     return Task(
-        scale=tuple(scale), n=len(people), unread=unread, failed=failed, figures=figures, bias=bias, table=table
+        scale=tuple(scale.tolist()),
+        n=int(table.sum()),
+        unread=sum(q.asked in read and read[q.asked] is None for q in questions),
+        failed=sum(q.asked not in read for q in questions),
+        figures={name: _with_interval(rule, counts) for name, rule in rules.items()},
+        bias=bias,
+        table=tuple(tuple(row) for row in table.tolist()),
     )
 
 
-def _pairs(questions: Sequence[Labelled], read: dict[Asked, int | None]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What people and the judge said where both said something, and the number of the video."""
-    pairs = [(q.label, rating, q.asked.id) for q in questions if (rating := read.get(q.asked)) is not None]
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(name for _, _, name in pairs))}
-    rows = np.array([(label, rating, numbers[name]) for label, rating, name in pairs], dtype=int).reshape(-1, 3)
-    return rows[:, 0], rows[:, 1], rows[:, 2]
+def _counts(
+    scale: Int[np.ndarray, " k"], questions: Sequence[Labelled], read: dict[Asked, int | None]
+) -> Int[np.ndarray, "v k k"]:
+    """Count people's ratings (rows) and the judge's (columns), a table a video, where both said something."""
+    pairs = [(q.asked.id, q.label, rating) for q in questions if (rating := read.get(q.asked)) is not None]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(name for name, _, _ in pairs))}
+    counts = np.zeros((len(numbers), len(scale), len(scale)), int)
+    for name, label, rating in pairs:
+        counts[numbers[name], label - scale[0], rating - scale[0]] += 1
+    return counts
 
 
-def _bias(people: Int[np.ndarray, " n"], judge: Int[np.ndarray, " n"]) -> float:
-    return float((judge - people).mean())
+def _share(table: Table, where: Bool[np.ndarray, "k k"]) -> Any:
+    return (table * where).sum((-2, -1)) / table.sum((-2, -1))
 
 
-def kappa(a: Int[np.ndarray, " n"] | Any, b: Int[np.ndarray, " n"] | Any, *, quadratic: bool = False) -> float | None:
-    """Return Cohen's kappa of two raters, 1 - sum w_ij o_ij / sum w_ij e_ij; none where both use one rating only.
+def _bias(table: Table) -> Any:
+    steps = np.arange(table.shape[-1])
+    return (table * (steps[None, :] - steps[:, None])).sum((-2, -1)) / table.sum((-2, -1))
 
-    >>> kappa(np.array([1, 1, 0, 0]), np.array([1, 1, 0, 1]))
+
+def kappa(table: Table, weights: Real[np.ndarray, "k k"]) -> Any:
+    """Return Cohen's kappa, 1 - sum w_ij o_ij / sum w_ij e_ij, of tables of counts; nan where both use one rating only.
+
+    `weights` say how bad it is that one says i and the other j: 0 or 1, or (i - j)^2.
+
+    >>> float(kappa(np.array([[20, 5], [10, 25]]), 1 - np.eye(2)))
     0.5
     """
-    ratings, (first, second) = _indices(a, b)
-    seen = np.zeros((len(ratings), len(ratings)))
-    np.add.at(seen, (first, second), 1 / len(first))
-    expected = np.outer(seen.sum(1), seen.sum(0))
-    weights = (ratings[:, None] - ratings[None, :]) ** 2 if quadratic else ratings[:, None] != ratings[None, :]
-    chance = float((weights * expected).sum())
-    return None if chance == 0 else 1 - float((weights * seen).sum()) / chance
+    seen = table / table.sum((-2, -1), keepdims=True)
+    expected = seen.sum(-1, keepdims=True) * seen.sum(-2, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        return 1 - (weights * seen).sum((-2, -1)) / (weights * expected).sum((-2, -1))
 
 
-def _indices(a: Any, b: Any) -> tuple[Float[np.ndarray, " k"], tuple[np.ndarray, np.ndarray]]:
-    ratings, both = np.unique(np.concatenate([a, b]).astype(float), return_inverse=True)
-    return ratings, (both[: len(a)], both[len(a) :])
+def spearman(table: Table) -> Any:
+    """Return Spearman's rank correlation of tables of counts (ties share their mean rank); nan where one is constant.
+
+    >>> float(spearman(np.diag([3, 2, 4])))
+    1.0
+    """
+    rows, columns = table.sum(-1), table.sum(-2)
+    x, y = (n.cumsum(-1) - n / 2 for n in (rows, columns))
+    x = x - (x * rows).sum(-1, keepdims=True) / rows.sum(-1, keepdims=True)
+    y = y - (y * columns).sum(-1, keepdims=True) / columns.sum(-1, keepdims=True)
+    both = (table * x[..., :, None] * y[..., None, :]).sum((-2, -1))
+    with np.errstate(invalid="ignore"):
+        return both / np.sqrt((rows * x**2).sum(-1) * (columns * y**2).sum(-1))
 
 
-def spearman(a: Int[np.ndarray, " n"], b: Int[np.ndarray, " n"]) -> float | None:
-    """Return Spearman's rank correlation; none where either rater is constant."""
-    from scipy.stats import spearmanr
-
-    return None if len(set(a)) < 2 or len(set(b)) < 2 else float(spearmanr(a, b)[0])  # pyright: ignore
-
-
-def _with_interval(
-    rule: Callable[..., float | None],
-    people: Int[np.ndarray, " n"],
-    judge: Int[np.ndarray, " n"],
-    videos: Int[np.ndarray, " n"],
-) -> Metric:
+def _with_interval(rule: Rule, counts: Int[np.ndarray, "v k k"]) -> Metric:
     """A figure and its percentile interval over videos drawn with replacement."""
-    count = int(videos.max()) + 1 if len(videos) else 0
-    value = rule(people, judge) if count else None
-    if count < LEAST or value is None:
-        return Metric(value=value, n=len(people))
-    rng = np.random.default_rng(0)
-    members = [np.flatnonzero(videos == video) for video in range(count)]
-    drawn = []
-    for _ in range(RESAMPLES):
-        chosen = np.concatenate([members[video] for video in rng.integers(count, size=count)])
-        if (again := rule(people[chosen], judge[chosen])) is not None:
-            drawn.append(again)
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Metric(
-        value=value, n=len(people), low=float(low), high=float(high), level=LEVEL, interval="bootstrap over videos"
-    )
+    videos, n = len(counts), int(counts.sum())
+    value = float(rule(counts.sum(0))) if videos else np.nan
+    if not np.isfinite(value):
+        return Metric(value=None, n=n)
+    if videos < LEAST:
+        return Metric(value=value, n=n)
+    times = np.random.default_rng(0).multinomial(videos, np.full(videos, 1 / videos), size=RESAMPLES)
+    drawn = rule(np.einsum("rv,vij->rij", times, counts))
+    low, high = np.quantile(drawn[np.isfinite(drawn)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Metric(value=value, n=n, low=float(low), high=float(high), level=LEVEL, interval="bootstrap over videos")
