@@ -67,7 +67,7 @@ def background_of(frames: Float32[np.ndarray, "t h w 3"], seen: Bool[np.ndarray,
     closed = cv2.morphologyEx(changing.astype(np.uint8), cv2.MORPH_CLOSE, _disk(reach)).astype(bool)
     unknown = np.asarray(ndimage.binary_fill_holes(closed))
     picture = _median(frames, seen)
-    known = ~unknown
+    known = np.logical_not(unknown)
     if not known.any():  # everything changes: the median is all there is
         return Background(picture, np.ones_like(known), noise, least)
     doubtful, place = np.zeros_like(known), np.cumsum(unknown).reshape(unknown.shape) - 1

@@ -33,10 +33,8 @@ def pipe(
     from mmphysvideo.pipe.run import run, sources_of
     from mmphysvideo.pipe.settings import Settings
     from trainers import load_config
-    from trainers.config import override
 
-    chosen = load_config(settings, Settings) if settings else Settings()
-    chosen = override(chosen, set_ or [])
+    chosen = load_config(Settings, settings, set_ or [])
     sources, skipped = sources_of(videos, root=root)
     if ray:
         from mmphysvideo.pipe.ray import run_on_ray

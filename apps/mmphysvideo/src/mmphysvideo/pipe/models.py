@@ -92,7 +92,7 @@ class DepthAnything:
     def depth(self, clip: Seen, masks: UInt8[np.ndarray, "t h w"]) -> tuple[Float32[np.ndarray, "t h w"], float | int]:
         """Z over the clip; what moves does not take part in the fit of the frames."""
         processor, model = self._loaded
-        t, h, w, _ = clip.frames.shape
+        h, w = clip.frames.shape[1:3]
         found = []
         for frame in clip.frames:
             inputs = processor(images=frame, return_tensors="pt").to(self.device)
@@ -101,7 +101,7 @@ class DepthAnything:
             done = processor.post_process_depth_estimation(out, target_sizes=[(h, w)])[0]["predicted_depth"]
             found.append(done.float().cpu().numpy())
         values = np.stack(found)
-        ground = ~(masks > 0).any(0)
+        ground = (masks == 0).all(0)
         if ground.sum() > 16:
             values = np.stack([_aligned(v, values[0], ground) for v in values])
         focal = 0.5 * max(h, w) / math.tan(FIELD_OF_VIEW / 2)

@@ -1,8 +1,8 @@
 """The same run as a Ray Data pipeline, for pools larger than one machine (extra `ray`).
 
-Each actor has its own models and takes files through all stages; `out` must be a folder that every machine sees. Results
-lie there as they would without Ray, so an actor that dies, or a run that is killed, loses the stage at hand and no more,
-and the manifest is the same.
+Each actor has its own models and takes files through all stages; `out` must be a folder that every machine sees.
+Results lie there as they would without Ray, so an actor that dies, or a run that is killed, loses the stage at hand and
+no more, and the manifest is the same.
 """
 
 from collections.abc import Iterable

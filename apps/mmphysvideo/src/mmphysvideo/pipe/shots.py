@@ -5,6 +5,7 @@ frame only, a fast body leaves the colours. Frames are looked at small, one deco
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -48,9 +49,7 @@ def shots_of(path: Path, cut: Cut) -> list[Shot]:
     ends = [0, *_cuts(small.frames, cut.shot_change), len(small.frames)]
     fps = small.fps or 1.0
     return [
-        Shot(float(small.times_s[a]), float(small.times_s[b - 1] + 1 / fps), fps)
-        for a, b in zip(ends, ends[1:], strict=False)
-        if b > a
+        Shot(float(small.times_s[a]), float(small.times_s[b - 1] + 1 / fps), fps) for a, b in pairwise(ends) if b > a
     ]
 
 

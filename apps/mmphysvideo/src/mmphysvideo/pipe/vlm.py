@@ -102,8 +102,9 @@ def _subject(raw: Any, number: int, height: int, width: int) -> Any:
     box = raw.get("box")
     if isinstance(box, dict):
         box = [box.get(k) for k in ("left", "top", "right", "bottom")]
-    if isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box) and max(box) > 1.5:
-        box = [box[0] / width, box[1] / height, box[2] / width, box[3] / height]
+    numbers = [float(v) for v in box if isinstance(v, int | float)] if isinstance(box, list) else []
+    if len(numbers) == 4 and max(numbers) > 1.5:  # in pixels
+        box = [numbers[0] / width, numbers[1] / height, numbers[2] / width, numbers[3] / height]
     return raw | {"box": box}
 
 
