@@ -14,7 +14,7 @@ from mmphysvideo.adapter import MMPhysVideo
 from mmphysvideo.config import RECIPES, Recipe, load_recipe
 from mmphysvideo.data import prepare
 from mmphysvideo.features import encoder_of
-from mmphysvideo.generate import load_teacher, load_trained, sample
+from mmphysvideo.generate import load_teacher, load_trained, methods_of, sample
 from mmphysvideo.pseudo_world import of_clip
 from mmphysvideo.streams import diffusion, levels
 from mmphysvideo.student import Student
@@ -166,6 +166,19 @@ def test_bundles_come_back_as_what_they_were(backbone, recipe, prepared, taught,
         backbone.pipe.transformer = own
     with pytest.raises(ValueError, match="expected a teacher's bundle for --teacher, got a student's"):
         load_teacher(tmp_path / "student", backbone)
+
+
+def test_bundles_of_one_recipe_are_seeds_of_one_method(backbone, recipe, tmp_path):
+    students = {}
+    plain = changed(recipe, *CONTROL)
+    for folder, own in (("a", plain), ("b", changed(plain, "seed=1")), ("c", changed(plain, "data.modality=seg"))):
+        model = learner(own, backbone, "student")
+        save_bundle(own, backbone, model.groups(), tmp_path / folder)
+        students[folder] = load_trained(tmp_path / folder, backbone)
+    name = "student without alignment"
+    assert {m: len(runs) for m, runs in methods_of(students).items()} == {f"{name} (a)": 2, f"{name} (c)": 1}
+    del students["c"]
+    assert {m: len(runs) for m, runs in methods_of(students).items()} == {name: 2}
 
 
 def test_the_teacher_of_another_backbone_is_refused(backbone, taught):

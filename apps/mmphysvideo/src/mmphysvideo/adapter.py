@@ -7,6 +7,7 @@ import torch
 from mmphysvideo.config import Recipe
 from mmphysvideo.student import Student
 from mmphysvideo.teacher import Teacher
+from mmphysvideo.weights import as_kept
 
 __all__ = ["MMPhysVideo", "is_teacher"]
 
@@ -26,6 +27,8 @@ class MMPhysVideo:
                 made = Teacher(recipe, backbone)
             for name, part in made.groups().items():
                 part.load_state_dict(bundle.tensors.get(name, {}))
+            for stream in made.streams if recipe.teacher.weights.kind == "full" else ():
+                as_kept(stream.model, backbone.transformer)
         else:
             made = Student(recipe, backbone, bundle.tensors["weights"])
         made.origin = {

@@ -234,17 +234,17 @@ def evaluate(
     out: Annotated[Path | None, typer.Option("--out", help="JSON to write, clip by clip")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Measure base and bundles on held-out captions of the simulated world, in pairs; bundles of one kind are training
-    seeds of one method, and a control stands against the method, too.
+    """Measure base and bundles on held-out captions of the simulated world, in pairs; bundles of one recipe are its
+    training seeds, and methods stand against one another, too.
     """
     from mmphysvideo.evaluate import evaluate as run
-    from mmphysvideo.generate import load_trained, name_of, recipe_of
+    from mmphysvideo.generate import load_trained, methods_of, recipe_of
 
     backbone, first = _load_trained(config, set_, bundle[0] if bundle else None)
-    methods: dict[str, list[Any]] = {name_of(first): [first]}
+    trained: dict[str, Any] = {str(bundle[0]) if bundle else "shipped": first}
     for folder in (bundle or [])[1:]:
-        trained = load_trained(folder, backbone, recipe=recipe_of(folder, set_ or []))
-        methods.setdefault(name_of(trained), []).append(trained)
+        trained[str(folder)] = load_trained(folder, backbone, recipe=recipe_of(folder, set_ or []))
+    methods = methods_of(trained)
     about: dict[str, Any] = {"clips": clips, "split": split, "seed": seed, "keep": keep, "quiet": quiet}
     result = run(backbone, methods, first.recipe, **about)
     pairs = [(name, "base") for name in methods]

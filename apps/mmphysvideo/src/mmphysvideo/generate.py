@@ -5,7 +5,7 @@ for both sides and names them.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +27,18 @@ from mmphysvideo.train import kind_of
 from trainers import override, pictures, video
 from trainers.atomic import write_text
 
-__all__ = ["generate", "load_trained", "name_of", "picture", "read", "recipe_of", "sample", "worn"]
+__all__ = [
+    "generate",
+    "load_teacher",
+    "load_trained",
+    "methods_of",
+    "name_of",
+    "picture",
+    "read",
+    "recipe_of",
+    "sample",
+    "worn",
+]
 
 VISIBLE = 256
 """Smallest side of a written video in pixels (our choice)."""
@@ -71,6 +82,22 @@ def load_teacher(folder: Path, backbone: Any) -> Teacher:
 def name_of(trained: Teacher | Student) -> str:
     """What a bundle holds, in a few words."""
     return kind_of(trained.recipe, "teacher" if isinstance(trained, Teacher) else "student")
+
+
+def methods_of(trained: Mapping[str, Teacher | Student]) -> dict[str, list[Teacher | Student]]:
+    """Bundles by method: those whose recipes differ by the seed alone are its training runs.
+
+    Two methods that would have one name (students of different teachers) are told apart by the folder of their first.
+    """
+    found: dict[str, tuple[str, list[Teacher | Student]]] = {}
+    for folder, who in trained.items():
+        same = json.dumps([name_of(who), who.recipe.model_dump(mode="json", exclude={"seed"})], sort_keys=True)
+        found.setdefault(same, (folder, []))[1].append(who)
+    names = [name_of(runs[0]) for _, runs in found.values()]
+    return {
+        name if names.count(name) == 1 else f"{name} ({folder})": runs
+        for name, (folder, runs) in zip(names, found.values(), strict=True)
+    }
 
 
 @contextmanager

@@ -222,7 +222,7 @@ class Teacher(nn.Module):
         v, u = self._outputs(pair)
         flow = self.streams[-1].flow(u, pair.q, pair.sigma).float()
         walk.answers |= dict(zip(walk.sides, flow.chunk(len(walk.sides)), strict=True))
-        return v
+        return v.to(tokens.h.dtype)
 
     def perception(self) -> Float[Tensor, "b c t h w"]:
         """Give q as the last sampling left it; ValueError before any sampling."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmphysvideo.config import Weights
 from mmphysvideo.streams import Stream
 
-__all__ = ["Trained", "plain", "trainable"]
+__all__ = ["Trained", "as_kept", "plain", "trainable"]
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,19 @@ def plain(backbone: Any, weights: Weights, state: Mapping[str, Tensor]) -> Any:
     """Give a stock transformer with trained weights (a group's state dict), LoRA merged, in the backbone's dtype."""
     model = _copy(backbone.transformer, owned=True)
     if weights.kind == "full":
-        dtypes = {name: value.dtype for name, value in model.state_dict().items()}
-        model.load_state_dict({name: value.to(dtypes[name]) for name, value in state.items()})
+        model.load_state_dict(state)  # casts to what the copy is kept in
         return model.eval().requires_grad_(False)
     _lora(model, weights).load_state_dict(state)
     model.fuse_lora()
     model.unload_lora()
     return model.eval().requires_grad_(False)
+
+
+def as_kept(model: Any, like: Any) -> None:
+    """Cast each weight of a model to the dtype that another of the same class keeps it in."""
+    dtypes = {name: p.dtype for name, p in like.named_parameters()}
+    for name, p in model.named_parameters():
+        p.data = p.data.to(dtypes[name])
 
 
 def _copy(transformer: Any, *, owned: bool) -> Any:
