@@ -22,7 +22,7 @@ LEAST_PIECE = 0.1  # of the largest: smaller pieces are specks; our choice
 SAME_WAY_PX = 1.0  # flow there and back may miss by this much; our choice
 
 Film = UInt8[np.ndarray, "t h w 3"]
-Flow = Float[np.ndarray, "t h w 2"]
+Flow = Float[np.ndarray, "pairs h w 2"]
 Box = tuple[int, int, int, int]
 
 

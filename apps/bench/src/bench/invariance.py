@@ -17,7 +17,7 @@ signature and the formula were seen, so that g = 9.8 is our reading. "NewtonGen"
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float
@@ -114,7 +114,7 @@ def velocity(x: Series, dt: float | int = DT_S) -> Series:
     return np.asarray(savgol_filter(FITTED * slopes + (1 - FITTED) * np.gradient(x, dt), WINDOW, ORDER))
 
 
-def quantities(tracks: Tracks, experiment: Experiment, pivot: tuple[float, float] | None = None) -> dict[str, Series]:
+def quantities(tracks: Tracks, experiment: Experiment, pivot: tuple[float, float] | None = None) -> dict[str, Any]:
     """What an experiment conserves, from a track without gaps.
 
     ballistic: energy v^2/2 - g (y - min y) of y down, vertical acceleration, horizontal momentum. pendulum: energy,
@@ -156,7 +156,7 @@ def score(tracks: Tracks, experiment: Experiment, pivot: tuple[float, float] | N
     return Invariance(best, {name: invariance(q) for name, q in found.items()})
 
 
-def _periods(angle: Series) -> Series:
+def _periods(angle: Series) -> Float[np.ndarray, " _"]:
     """Lengths of whole swings, in hundredths of a second a frame: from one rising zero to the next, by line."""
     swing = angle - (angle.max() + angle.min()) / 2
     rising = np.flatnonzero((swing[:-1] < 0) & (swing[1:] >= 0))

@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float
+from scipy.optimize import brentq
 
 __all__ = ["Bounces", "Collision", "Fall", "Swing", "bounces", "collision", "free_fall", "swing"]
 
@@ -193,9 +194,12 @@ def _seen(position: np.ndarray, times_s: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _meeting(down: np.polynomial.Polynomial, up: np.polynomial.Polynomial, start: float, end: float) -> float:
-    """When two arcs are at one height, between the frames beside the lowest one; its middle where they never are."""
-    roots = (down.convert() - up.convert()).roots()
-    real = roots[np.abs(roots.imag) < 1e-9].real
-    middle = (start + end) / 2
-    near = real[(real >= start - (end - start)) & (real <= end + (end - start))]
-    return float(near[np.abs(near - middle).argmin()]) if len(near) else middle
+    """When two arcs are at one height near the lowest frame; the middle of its neighbours where they never are."""
+
+    def apart(t: float) -> float:
+        return float(down(t) - up(t))
+
+    early, late = start - (end - start), end + (end - start)
+    if apart(early) * apart(late) >= 0:
+        return (start + end) / 2
+    return float(brentq(apart, early, late))  # pyright: ignore[reportArgumentType]
