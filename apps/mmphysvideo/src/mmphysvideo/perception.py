@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, UInt8
 from scipy.spatial import KDTree
 
-__all__ = ["Perception", "Space", "Tracks", "planar_points", "spread"]
+__all__ = ["Perception", "Space", "Tracks", "interpolated", "planar_points", "spread"]
 
 NEIGHBOURS = 8
 """Tracks that a pixel's motion is interpolated from: our choice."""
@@ -121,7 +121,7 @@ def spread(perception: Perception) -> Float32[np.ndarray, "t h w 3"]:
             if placed.any():
                 at = tracks.position[placed, t]
                 moved = origin[placed] - np.concatenate([np.full((len(at), 1), t), at], 1)
-                here += _between(at, moved, pixels)
+                here += interpolated(at, moved, pixels)
             found[t][tuple(pixels.T)] = here
     return found
 
@@ -141,14 +141,14 @@ def _origins(tracks: Tracks, reach: float) -> Float32[np.ndarray, "n 3"]:
             at = tracks.position[old, t]
             near = KDTree(at).query(tracks.position[new, t])[0] <= reach
             moved = origin[old] - np.concatenate([np.full((len(old), 1), t), at], 1)
-            origin[new[near]] += _between(at, moved, tracks.position[new[near], t])
+            origin[new[near]] += interpolated(at, moved, tracks.position[new[near], t])
     return origin
 
 
-def _between(
+def interpolated(
     at: Float[np.ndarray, "n 2"], values: Float[np.ndarray, "n c"], places: np.ndarray
 ) -> Float32[np.ndarray, "m c"]:
-    """Shepard's interpolation of values at scattered points."""
+    """Interpolate values at scattered points (Shepard: inverse squared distance over the nearest 8)."""
     if not len(places):
         return np.zeros((0, values.shape[1]), np.float32)
     k = min(NEIGHBOURS, len(at))

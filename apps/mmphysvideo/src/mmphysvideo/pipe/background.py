@@ -10,6 +10,7 @@ Colours are 0..255; differences are the largest over channels.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -65,9 +66,9 @@ def background_of(frames: Float32[np.ndarray, "t h w 3"], seen: Bool[np.ndarray,
     changing = span > least
     reach = max(1, round(min(changing.shape) / 120))
     closed = cv2.morphologyEx(changing.astype(np.uint8), cv2.MORPH_CLOSE, _disk(reach)).astype(bool)
-    unknown = np.asarray(ndimage.binary_fill_holes(closed))
+    unknown: Any = ndimage.binary_fill_holes(closed)
     picture = _median(frames, seen)
-    known = np.logical_not(unknown)
+    known = ~unknown
     if not known.any():  # everything changes: the median is all there is
         return Background(picture, np.ones_like(known), noise, least)
     doubtful, place = np.zeros_like(known), np.cumsum(unknown).reshape(unknown.shape) - 1
@@ -146,7 +147,7 @@ def _shadow(frame: Float32[np.ndarray, "h w 3"], background: Background) -> Bool
     share = (frame * background.picture).sum(-1) / np.maximum(size, 1.0)
     left = largest(np.abs(frame - share[..., None] * background.picture))
     bright = largest(background.picture) > 4 * background.least  # in the dark everything looks like a shadow
-    return background.known & bright & (share < 1) & (share > SHADOW) & (left < background.least / 2)
+    return background.known & bright & (share < 1) & (share > SHADOW) & (left < background.least)
 
 
 def _median(frames: Float32[np.ndarray, "t h w 3"], seen: Bool[np.ndarray, "t h w"]) -> Float32[np.ndarray, "h w 3"]:

@@ -22,6 +22,8 @@ STILL = 0.01
 """Share of the longer side that a centre must move in all for its body to move: our choice."""
 TURN = 0.5
 """Change of velocity at a meeting, over the larger speed before or after: our choice."""
+STEADY = 0.2
+"""Relative spread of the area of a body that collides, at most: our choice."""
 GROWN = 1.4
 
 
@@ -110,7 +112,14 @@ def _process(bodies: UInt8[np.ndarray, "t h w"], paths: list[Float[np.ndarray, "
 def _collide(
     bodies: UInt8[np.ndarray, "t h w"], paths: list[Float[np.ndarray, "t 2"]], a: int, b: int, reach: int
 ) -> bool:
-    """Whether two bodies that were apart come together and one of them then moves otherwise."""
+    """Whether two bodies that were apart come together and one of them then moves otherwise.
+
+    Only bodies that keep their size count: a hand whose outline grows and shrinks has a centre that jumps.
+    """
+    for k in (a, b):
+        area = (bodies == k + 1).sum((1, 2)).astype(float)
+        if area[area > 0].std() > STEADY * area[area > 0].mean():
+            return False
     kernel = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
     near = np.array([(cv2.dilate((f == a + 1).astype(np.uint8), kernel)[f == b + 1]).any() for f in bodies])
     both = np.isfinite(paths[a]).all(1) & np.isfinite(paths[b]).all(1)
@@ -145,9 +154,13 @@ def _distinct(names: list[str]) -> list[str]:
     return found
 
 
+def _a(name: str) -> str:
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
 def _caption(subjects: list[Subject], process: list[str], paths: list[Float[np.ndarray, "t 2"]], side: int) -> str:
     if "collision" in process and len(subjects) >= 2:
-        return f"a {subjects[0].name} and a {subjects[1].name} collide"
+        return f"{_a(subjects[0].name)} and {_a(subjects[1].name)} collide"
     said = []
     for subject, path in zip(subjects, paths, strict=True):
         ends = path[np.isfinite(path).all(1)]
@@ -155,8 +168,8 @@ def _caption(subjects: list[Subject], process: list[str], paths: list[Float[np.n
         if "flow" in process and len(subjects) == 1:
             said.append("many small pieces drift about")
         elif max(abs(dy), abs(dx)) < STILL * side:
-            said.append(f"a {subject.name} moves in its place")
+            said.append(f"{_a(subject.name)} moves in its place")
         else:
             way = ("down" if dy > 0 else "up") if abs(dy) > abs(dx) else ("to the right" if dx > 0 else "to the left")
-            said.append(f"a {subject.name} moves {way}")
+            said.append(f"{_a(subject.name)} moves {way}")
     return ", ".join(said)

@@ -30,7 +30,7 @@ class Cut(Config):
 class Bounds(Config):
     """What a filter lets pass; measures are those of `filters`."""
 
-    least_motion: float = Field(default=0.002, ge=0)
+    least_motion: float = Field(default=0.0005, ge=0)
     most_motion: PositiveFloat = 0.9
     least_sharpness: float = Field(default=0.03, ge=0)
     brightness: tuple[float, float] = (8.0, 245.0)
