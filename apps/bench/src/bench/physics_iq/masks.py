@@ -73,7 +73,8 @@ def blended(frames: Iterable[Picture], *, have: int, want: int) -> Iterator[Pict
             held.append(next(source))
         held, first = held[index - first :], index
         here, after = held[0], held[min(1, len(held) - 1)]
-        mixed = (1 - share) * here.astype(np.float32) + share * after.astype(np.float32)
+        mixed = np.multiply(here, 1 - share, dtype=np.float32)
+        mixed += np.multiply(after, share, dtype=np.float32)
         yield mixed.astype(np.uint8)
 
 
