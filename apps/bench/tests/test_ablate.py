@@ -29,7 +29,8 @@ if verb == "train":
         sys.exit("killed")
     (out / "bundle").mkdir()
     gain = 0.3 - 0.1 * ("part=off" in sets) + 0.01 * int([s for s in sets if s.startswith("seed=")][0][5:])
-    (out / "bundle" / "bundle.json").write_text(json.dumps({"gain": gain}))
+    taught = flag("--teacher") if "--teacher" in given else ""
+    (out / "bundle" / "bundle.json").write_text(json.dumps({"gain": gain, "taught": taught}))
 else:
     gain = json.loads((pathlib.Path(flag("--bundle")) / "bundle.json").read_text())["gain"] - 0.05 * ("k=1" in sets)
     n = int(flag("--clips"))
@@ -112,6 +113,27 @@ def test_a_killed_training_goes_on_and_a_failed_row_is_named(toy, tmp_path):
     assert "slow" in [s.name for s in results.read(out).systems]
 
 
+def test_a_student_learns_from_the_teacher_that_its_row_names(toy, tmp_path):
+    rows = [
+        {"name": "teacher", "stage": "teacher", "what": "First."},
+        {"name": "student", "stage": "student", "what": "Learns from it."},
+        {"name": "half a teacher", "stage": "teacher", "set": ["part=off"], "what": "Half of the first."},
+        {"name": "its student", "stage": "student", "set": ["x=1"], "needs": "half a teacher", "what": "Learns less."},
+    ]
+    (tmp_path / "mine.yaml").write_text(json.dumps({"app": "toyapp", "rows": rows}))
+    out = tmp_path / "out"
+    result = ablate.run(ablate.read(str(tmp_path / "mine.yaml")), out, clips=1)
+    assert [s.name for s in result.systems] == ["base", "student", "half a teacher", "its student"]
+    runs = {p.parent.parent.name: json.loads(p.read_text()) for p in out.glob("runs/*/bundle/bundle.json")}
+    assert set(runs) == {f"{n}-seed0" for n in ("teacher", "student", "half-a-teacher", "half-a-teacher-student")} | {
+        "its-student-seed0"
+    }
+    assert runs["student-seed0"]["taught"].endswith("/teacher-seed0/bundle")
+    assert runs["half-a-teacher-student-seed0"]["taught"].endswith("/half-a-teacher-seed0/bundle")
+    assert runs["its-student-seed0"]["taught"].endswith("/half-a-teacher-seed0/bundle")
+    assert len([line for line in started(out) if line.startswith("train")]) == 5
+
+
 def test_a_folder_of_another_recipe_is_refused(toy, tmp_path):
     table = ablate.read("toyapp")
     ablate.run(table, tmp_path / "out", clips=1, rows=["one expert"])
@@ -145,10 +167,10 @@ def test_a_table_that_is_none_says_what_is_wrong(toy, tmp_path, text, said):
 
 
 def test_the_tables_that_apps_ship_are_read():
-    for name in ("pila", "prophy", "phantom"):
+    for name in ("pila", "prophy", "phantom", "mmphysvideo"):
         table = ablate.read(name)
         assert table.app == name
-        assert sum(not row.set for row in table.rows) == 1
+        assert sum(not row.set for row in table.measured) == 1
     names = [row.name for row in ablate.choose(ablate.read("pila"), None)]
     assert "plain adapter" in names
     assert "k = 2" in names

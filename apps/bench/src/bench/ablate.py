@@ -10,6 +10,10 @@ A table is a YAML file beside an app's recipes (`recipes/ablations.yaml`, or any
         what: The same network under the flow-matching loss alone.
         when: training        # or `sampling`: the whole method's weights under these sets; anything else is a need
                               # (such as "language model") of a row that only runs when asked for by name
+        stage: student        # for an app that trains one model after another (`train --stage teacher`, then
+                              # `train --stage student --teacher BUNDLE`): which one the row changes; it is measured
+                              # by the last one in any case
+        needs: a row's name   # of an earlier stage, which this one learns from; left out: the first row there
 
 Every row is trained on the same seeds and evaluated on the same captions and noise, so that rows pair clip by clip.
 What stands in OUT is not done again: a row that has a bundle is not trained, one that has an evaluation is not
@@ -53,6 +57,8 @@ class Row(Strict):
     set: tuple[str, ...] = ()
     what: str
     when: str = TRAINING
+    stage: str = ""
+    needs: str = ""
 
 
 class Ablations(Strict):
@@ -62,12 +68,38 @@ class Ablations(Strict):
     config: str | None = None
     rows: tuple[Row, ...] = Field(min_length=1)
 
+    @property
+    def stages(self) -> list[str]:
+        """Stages of the rows, the earliest first; the last is the one that is measured."""
+        return list(dict.fromkeys(row.stage for row in self.rows))
+
+    @property
+    def whole(self) -> Row:
+        """The row without sets of the last stage: the whole method."""
+        return next(row for row in self.rows if not row.set and row.stage == self.stages[-1])
+
+    @property
+    def measured(self) -> list[Row]:
+        """Rows that are measured, the whole method first; an earlier stage without sets belongs to the whole method."""
+        return [self.whole, *(row for row in self.rows if row.set)]
+
+
+@dataclass(frozen=True)
+class Training:
+    """One start of `APP train`: its folder, overrides, stage, and the folder of what it learns from."""
+
+    folder: Path
+    sets: tuple[str, ...]
+    stage: str = ""
+    flag: str = ""
+    after: Path | None = None
+
 
 @dataclass(frozen=True)
 class Job:
     """One row under one training seed: its folders and what is overridden."""
 
-    app: str
+    table: Ablations
     row: Row
     seed: int
     out: Path
@@ -75,13 +107,29 @@ class Job:
     sets: tuple[str, ...]
     clips: int
     split: str
-    whole: Row
 
     @property
-    def run(self) -> Path:
-        """Folder of the training: of its own, or for a sampling row that of the whole method."""
-        trained = self.whole if self.row.when == SAMPLING else self.row
-        return self.out / "runs" / f"{slug(trained.name)}-seed{self.seed}"
+    def trainings(self) -> list[Training]:
+        """What has to be trained, in order; the last one is measured. A sampling row uses the whole method's weights.
+
+        A changed earlier stage is followed by the whole method's last one under the same changes.
+        """
+        row = self.table.whole if self.row.when == SAMPLING else self.row
+        first, last = self.table.stages[0], self.table.stages[-1]
+        if first == last:
+            return [Training(self._folder(row.name), row.set, row.stage)]
+        if row.stage == last:
+            rows = [r for r in self.table.rows if r.stage == first]
+            taught = next(r for r in rows if row.needs in ("", r.name))
+            before = Training(self._folder(taught.name), taught.set, first)
+            own = self._folder(row.name)
+        else:
+            before = Training(self._folder(row.name), row.set, first)
+            own = self._folder(f"{row.name} {last}")
+        return [before, Training(own, row.set, last, f"--{first}", before.folder)]
+
+    def _folder(self, name: str) -> Path:
+        return self.out / "runs" / f"{slug(name)}-seed{self.seed}"
 
     @property
     def evaluation(self) -> Path:
@@ -116,9 +164,13 @@ def read(recipe: str) -> Ablations:
     app = table.app or (path.resolve().parents[1].name if path.parent.name == SHIPPED.parts[0] else "")
     if not app.isidentifier() or find_spec(app) is None or find_spec(f"{app}.cli") is None:
         raise ValueError(f"expected `app:` in {path} with the name of an installed app, got {app!r}")
-    whole = [row for row in table.rows if not row.set]
-    rows = table.rows if whole else (Row(name=WHOLE, what="All parts, as the recipe has them."), *table.rows)
-    return table.model_copy(update={"app": app, "rows": rows})
+    last = table.stages[-1]
+    if not any(not row.set and row.stage == last for row in table.rows):
+        whole = Row(name=WHOLE, what="All parts, as the recipe has them.", stage=last)
+        table = table.model_copy(update={"rows": (*table.rows, whole)})
+    if strange := {row.needs for row in table.rows} - {"", *names}:
+        raise ValueError(f"expected rows that others need in {path}, got none called {', '.join(sorted(strange))}")
+    return table.model_copy(update={"app": app})
 
 
 def run(
@@ -142,13 +194,12 @@ def run(
     """
     chosen = choose(table, rows)
     _agree(out, table, config, sets)
-    whole = next(row for row in chosen if not row.set)
     jobs = [
-        Job(table.app, row, seed, out, config or table.config, tuple(sets), clips, split, whole)
+        Job(table, row, seed, out, config or table.config, tuple(sets), clips, split)
         for row in chosen
         for seed in range(seeds)
     ]
-    first, later = [j for j in jobs if not j.row.set], [j for j in jobs if j.row.set]
+    first, later = [j for j in jobs if j.row == table.whole], [j for j in jobs if j.row != table.whole]
     failed: dict[str, str] = {}
     with show.bar(f"ablations of {table.app} (runs)", len(jobs)) as bar, ThreadPoolExecutor(workers) as pool:
         done = 0
@@ -170,12 +221,12 @@ def run(
 
 def choose(table: Ablations, rows: Sequence[str] | None) -> list[Row]:
     """Choose rows by name, and the whole method always; without names, all that need nothing further."""
-    known = {row.name: row for row in table.rows}
+    known = [row.name for row in table.measured]
     if strange := set(rows or ()) - set(known):
         raise ValueError(f"expected rows among {', '.join(known)}; got {', '.join(sorted(strange))}")
     if rows:
-        return [row for row in table.rows if row.name in rows or not row.set]
-    return [row for row in table.rows if row.when in (TRAINING, SAMPLING)]
+        return [row for row in table.measured if row.name in rows or row == table.whole]
+    return [row for row in table.measured if row.when in (TRAINING, SAMPLING)]
 
 
 def assemble(table: Ablations, jobs: Sequence[Job]) -> Result:
@@ -198,7 +249,7 @@ def assemble(table: Ablations, jobs: Sequence[Job]) -> Result:
         runs = tuple((e, method) for _, e, method in mine)
         seeds = tuple(job.seed for job, _, _ in mine)
         systems.append(_system(row.name, tables[row.name], one, runs, row.what, seeds, sets=row.set))
-    whole = next(row.name for row in rows if not row.set)
+    whole = table.whole.name
     against = [(row.name, b) for b in (BASE, whole) for row in rows if row.name != b]
     return Result(
         benchmark="world",
@@ -253,33 +304,35 @@ def printed(out: Path) -> Table:
 
 def _carry_out(job: Job) -> str:
     """Train and evaluate a row unless that is done; give what went wrong, or nothing."""
-    weights = job.run / "bundle"
-    if job.row.when != SAMPLING and not (weights / "bundle.json").is_file():
-        resumed = ["--resume"] if (job.run / "checkpoints").is_dir() else []
-        config = ["--config", job.config] if job.config is not None else []
-        given = [*config, "--out", str(job.run), "--cache", str(job.out / "cache"), "--quiet", *resumed]
-        if error := _start(job, "train", given, (*job.sets, f"seed={job.seed}", *job.row.set)):
+    trainings = job.trainings
+    for one in trainings:
+        if (one.folder / "bundle" / "bundle.json").is_file():
+            continue
+        given = ["--config", job.config] if job.config is not None else []
+        given += ["--stage", one.stage] if one.stage else []
+        given += [one.flag, str(one.after / "bundle")] if one.after is not None else []
+        given += ["--out", str(one.folder), "--cache", str(job.out / "cache"), "--quiet"]
+        given += ["--resume"] if (one.folder / "checkpoints").is_dir() else []
+        if error := _start(job.table.app, "train", given, (*job.sets, f"seed={job.seed}", *one.sets)):
             return error
-    if not (weights / "bundle.json").is_file():
-        return f"no bundle in {weights}"
-    if not job.evaluation.is_file():
-        job.evaluation.parent.mkdir(parents=True, exist_ok=True)
-        given = ["--bundle", str(weights), "--clips", str(job.clips), "--split", job.split]
-        sets = job.row.set if job.row.when == SAMPLING else ()
-        return _start(job, "evaluate", [*given, "--out", str(job.evaluation), "--quiet"], sets)
-    return ""
+    if job.evaluation.is_file():
+        return ""
+    job.evaluation.parent.mkdir(parents=True, exist_ok=True)
+    given = ["--bundle", str(trainings[-1].folder / "bundle"), "--clips", str(job.clips), "--split", job.split]
+    given += ["--keep", str(job.out / "parts"), "--out", str(job.evaluation), "--quiet"]
+    return _start(job.table.app, "evaluate", given, job.row.set if job.row.when == SAMPLING else ())
 
 
-def _start(job: Job, verb: str, given: Sequence[str], sets: Sequence[str]) -> str:
+def _start(app: str, verb: str, given: Sequence[str], sets: Sequence[str]) -> str:
     """Start a command of the app; give the end of what it said if it failed."""
     flags = [flag for text in sets for flag in ("--set", text)]
-    command = [sys.executable, "-m", f"{job.app}.cli", verb, *given, *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    command = [sys.executable, "-m", f"{app}.cli", verb, *given, *flags]
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if ended.returncode == 0:
         return ""
     said = (ended.stderr.strip() or ended.stdout.strip() or "nothing")[-TAIL:]
-    return f"`{job.app} {verb}` ended with {ended.returncode} and said: {said}"
+    return f"`{app} {verb}` ended with {ended.returncode} and said: {said}"
 
 
 def _agree(out: Path, table: Ablations, config: str | None, sets: Sequence[str]) -> None:
