@@ -2,6 +2,7 @@
 
 import base64
 import json
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -13,7 +14,7 @@ from scipy import stats
 from bench import results
 from bench.judge import calibrate
 from bench.judge.calibrate import kappa, spearman
-from bench.judge.client import NoAnswer, Server
+from bench.judge.client import LocalModel, NoAnswer, Server
 from bench.judge.frames import Look, chosen
 from bench.judge.questions import Question, rating
 
@@ -306,6 +307,68 @@ def test_a_judge_sees_frames_from_the_first_to_the_last(tmp_path, film):
     assert len(chosen(path, Look(frames=64))) == 9
     with pytest.raises(ValueError, match="expected 1 to 256 frames"):
         Look(frames=0)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A folder with a random LLaVA of some ten thousand parameters, which can say digits and nothing else."""
+    from transformers import (
+        CLIPImageProcessorPil,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+        Qwen2Tokenizer,
+    )
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    template = (
+        "{% for message in messages %}{{ message.role }}: {% for part in message.content %}"
+        "{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}{% endfor %}\n{% endfor %}assistant: "
+    )
+    letters = sorted(bytes_to_unicode().values())
+    vocabulary = {letter: i for i, letter in enumerate(letters)}
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocabulary, merges=[], pad_token="<pad>", eos_token="<end>", extra_special_tokens=["<image>"]
+    )
+    pictures = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    processor = LlavaProcessor(
+        pictures, tokenizer, patch_size=8, vision_feature_select_strategy="full", chat_template=template
+    )
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    llava = LlavaForConditionalGeneration(
+        LlavaConfig(
+            vision_config=CLIPVisionConfig(image_size=16, patch_size=8, projection_dim=16, **small),
+            text_config=LlamaConfig(vocab_size=len(tokenizer), **small),
+            image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+            vision_feature_select_strategy="full",
+            vision_feature_layer=-1,
+        )
+    )
+    digits = set(tokenizer.convert_tokens_to_ids(list("12345")))
+    llava.generation_config.suppress_tokens = sorted({*range(len(tokenizer))} - digits)
+    llava.generation_config.pad_token_id = tokenizer.pad_token_id
+    folder = tmp_path_factory.mktemp("llava")
+    processor.save_pretrained(folder)
+    llava.save_pretrained(folder)
+    return folder
+
+
+def test_a_model_on_this_machine_answers_the_same_question_alike(model):
+    judge = LocalModel(str(model), max_tokens=1)
+    frames = [np.full((20, 30, 3), grey, np.uint8) for grey in (0, 200)]
+    said = judge.ask(Question("pc"), frames)
+    assert rating(said, "pc") in range(1, 6)
+    assert judge.ask(Question("pc"), frames) == said
+    assert judge.name == model.name
+    assert judge.settings["served"] is False
+
+
+def test_without_transformers_one_sentence_says_what_to_install(model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ValueError, match="pip install transformers"):
+        LocalModel(str(model)).ask(Question("pc"), [np.zeros((16, 16, 3), np.uint8)])
 
 
 @pytest.mark.parametrize(

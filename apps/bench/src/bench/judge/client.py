@@ -139,11 +139,14 @@ class LocalModel:
     def _loaded(self) -> tuple[Any, Any]:
         try:
             from transformers import AutoModelForImageTextToText, AutoProcessor
-        except ImportError:
+
+            processor = AutoProcessor.from_pretrained(self.path, trust_remote_code=False)
+        except ImportError as error:
+            lack = " ".join(str(error).split())[:160]
             raise ValueError(
-                "a judge on this machine needs transformers: pip install transformers (or name a --server)"
+                f"a judge on this machine needs transformers, and most models torchvision: pip install transformers "
+                f"torchvision (or name a --server). {lack}"
             ) from None
-        processor = AutoProcessor.from_pretrained(self.path, trust_remote_code=False)
         model: Any = AutoModelForImageTextToText.from_pretrained(
             self.path, use_safetensors=True, trust_remote_code=False, dtype="auto"
         )
