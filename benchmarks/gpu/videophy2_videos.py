@@ -1,7 +1,7 @@
 """Fetch the videos of VideoPhy-2's human labels that `bench judge calibrate` wants, 318 by default.
 
-Each goes to OUT/<model_name>/<file name>, whole or not at all; what is there is not fetched again, and what cannot be had
-is named. Only https addresses without a port or password are followed, and no file above 100 MB.
+Each goes to OUT/<model_name>/<file name>, whole or not at all; what is there is not fetched again, and what cannot be
+had is named. Only https addresses without a port or password are followed, and no file above 100 MB.
 
     uv run python benchmarks/gpu/videophy2_videos.py --out runs/videophy2-videos
 """
