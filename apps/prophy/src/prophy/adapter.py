@@ -120,7 +120,9 @@ class ProphyAdapter(nn.Module):
         parts: dict[str, nn.Module] = {}
         if self.semantic is not None:
             s = self.semantic
-            parts["semantic"] = nn.ModuleDict({"router": s.router, "head": s.head, "partners": s.partners})
+            parts["semantic"] = nn.ModuleDict(
+                {"standard": s.standard, "router": s.router, "head": s.head, "partners": s.partners}
+            )
             parts["maps"] = s.maps
         parts |= {name: part for name, part in (("physical", self.physical), ("lora", self.lora)) if part is not None}
         if self.refine is not None:

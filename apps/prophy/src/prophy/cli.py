@@ -194,7 +194,15 @@ def train(
     _left_out(found)
     errors.print(f"token targets: {found.teacher}", markup=False)
     _, result = run(
-        recipe, backbone, found.data, out=out, resume=resume, only=stage, teacher=found.teacher, quiet=quiet
+        recipe,
+        backbone,
+        found.data,
+        said=found.said,
+        out=out,
+        resume=resume,
+        only=stage,
+        teacher=found.teacher,
+        quiet=quiet,
     )
     summary: dict[str, Any] = {"bundle": str(out / "bundle"), "steps": result.global_step}
     summary |= {"seconds": round(result.seconds, 1), "token_targets": found.teacher, "losses": result.losses}

@@ -33,17 +33,21 @@ class Semantic(Config):
     """SEB: video-level experts that shift the latent which enters the branch."""
 
     on: bool = True  # off: rows without SEB
-    experts: PositiveInt = 12  # E_s: our choice (17 in the large recipes)
+    # E_s: our choice (17 in the large recipes); with 12 for 8 mechanisms two often share one for good
+    experts: PositiveInt = 24
     hidden: PositiveInt | None = None  # of the router's MLP; none: the text's own width; our choice
     std: NonNegativeFloat = 0.02  # of the basis maps at the start: our choice (with LoRA they start at zero)
     # share of the text tokens that the router is not shown while training, so that it reads more than one word of a
     # caption: our choice (0 in the large recipes)
-    token_dropout: float = Field(default=0.5, ge=0, lt=1)
+    token_dropout: float = Field(default=0.3, ge=0, lt=1)
     # first the router alone learns L_coarse, on captions, in large batches, which costs little: our choice (the
     # paper trains all at once: 0 steps)
-    first_steps: NonNegativeInt = 1000
+    first_steps: NonNegativeInt = 2000
     first_batch: PositiveInt = 128
     first_lr: PositiveFloat = 5e-3
+    # that stage also reads each caption of the simulated world in up to 19 other wordings (`data/rewordings.json`), as
+    # real captions are free and the world's come from few templates: our choice
+    reworded: bool = True
 
 
 class Refine(Config):
@@ -169,6 +173,11 @@ class Recipe(Config):
         if self.adapter == "wisa" and self.data.vocabulary == "laws":
             raise ValueError("expected data.vocabulary=wisa (or mechanisms on the world) for WISA, got laws")
         return self
+
+    @property
+    def alone_first(self) -> bool:
+        """Whether the semantic router has a stage of its own before all else."""
+        return self.adapter == "prophy" and self.semantic.on and bool(self.semantic.first_steps and self.losses.coarse)
 
     @property
     def aligned(self) -> bool:

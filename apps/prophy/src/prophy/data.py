@@ -26,6 +26,7 @@ from prophy import where
 from prophy.config import Recipe
 from prophy.labels import names, shuffled, vector
 from prophy.quantities import numbers
+from prophy.rewordings import Sentences, sentences
 from prophy.sources import Clip, batches, clips_of
 from trainers import InMemory, MapStyle, show, video
 from trainers.cache import Cache
@@ -61,6 +62,7 @@ class Prepared:
     skipped: tuple[Skipped, ...]
     labels: dict[str, int]
     notes: tuple[Skipped, ...] = ()
+    said: Sentences | None = None  # for the semantic router's own stage: captions in other words too
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,12 @@ def prepare(recipe: Recipe, backbone: Backbone, root: Path, *, quiet: bool = Fal
         items = [data[i] for i in range(len(rows))]
         data = InMemory({name: torch.stack([item[name] for item in items]) for name in items[0]})
     counts = {n: int(sum(r.labels[i] for r in rows)) for i, n in enumerate(names(recipe.data.vocabulary))}
-    return Prepared(data, len(rows), store.computed, teacher, tuple(skipped), counts, tuple(source.notes))
+    heard: Sentences | None = None
+    if recipe.alone_first:
+        labels, words = torch.stack([row.labels for row in rows]), recipe.semantic.reworded
+        heard = sentences([clip.caption for clip in kept], labels, store.texts, other_words=words)
+        store.cache.flush()
+    return Prepared(data, len(rows), store.computed, teacher, tuple(skipped), counts, tuple(source.notes), heard)
 
 
 def teacher_of(recipe: Recipe, *, always: bool = False) -> tuple[str, MapsKey | None]:
@@ -276,6 +283,13 @@ class Store:
                 length = int(rows.nonzero().max()) + 1 if bool(rows.any()) else 1
                 self.cache.put(keys[caption], {"text": features[:length], "mask": mask[:length]})
         return keys
+
+    def texts(self, sentences: Sequence[str]) -> Text:
+        """Text features of sentences, through the cache, padded alike."""
+        keys, length = self.embed(sentences), self.backbone.spec.text_length
+        rows = [(self.cache.get(keys[s], "text"), self.cache.get(keys[s], "mask")) for s in sentences]
+        text = torch.stack([torch.nn.functional.pad(t, (0, 0, 0, length - len(t))) for t, _ in rows])
+        return Text(text, torch.stack([torch.nn.functional.pad(m, (0, length - len(m))) for _, m in rows]))
 
 
 def _rows(

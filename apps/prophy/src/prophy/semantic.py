@@ -1,11 +1,13 @@
 """The Semantic Expert Block: from the text, how much of each learnable basis map enters the physical branch.
 
-X~ = X + sum_e rho_e B_e, with rho = softmax(MLP(mean of the valid text tokens)) over all experts: no top-k, so that a
-small batch starves none. A linear head takes rho to the label space, where L_coarse compares videos. The maps live on
-the latent grid of training, in the model's own input space, and are resized for another size.
+X~ = X + sum_e rho_e B_e, with rho = softmax(MLP(y)) over all experts: no top-k, so that a small batch starves none.
+y is the mean of the valid text tokens, standardised over the training texts: a text encoder gives all sentences much in
+common, and L_coarse, which compares directions, gets stuck in it. A linear head takes rho to the label space, where
+L_coarse compares videos. The maps live on the latent grid of training, in the model's own input space, and are resized
+for another size.
 
-References: ProPhy (Wang et al., 2025), semantic expert block; the pooling, the MLP and the maps at latent level are our
-choice.
+References: ProPhy (Wang et al., 2025), semantic expert block; pooling, standardising, the MLP and the maps at latent
+level are our choice.
 """
 
 from dataclasses import dataclass
@@ -18,7 +20,10 @@ from backbones import Text
 from physexperts import BasisMaps, Routing, SoftRouter, masked_mean
 from prophy.partners import Partners
 
-__all__ = ["SemanticExpertBlock", "Semantics"]
+__all__ = ["SemanticExpertBlock", "Semantics", "Standard"]
+
+FLOOR = 0.1
+"""Least spread of a channel, as a share of the mean over channels: a channel that hardly moves is not blown up."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,34 @@ class Semantics:
 
     routing: Routing
     output: Float[Tensor, "b L"]
+
+
+class Standard(nn.Module):
+    """(y - mean) / spread by channel, as measured on the training texts; before `measure` it changes nothing.
+
+    >>> standard = Standard(2)
+    >>> standard.measure(torch.tensor([[1.0, 0.0], [3.0, 4.0]]))
+    >>> standard(torch.tensor([[2.0, 2.0]])).tolist()
+    [[0.0, 0.0]]
+    """
+
+    mean: Float[Tensor, " d"]
+    spread: Float[Tensor, " d"]
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("spread", torch.ones(width))
+
+    def measure(self, rows: Float[Tensor, "n d"]) -> None:
+        """Take mean and spread from rows; where all are alike the spread stays 1."""
+        spread = rows.float().std(0, correction=0)
+        spread = spread.clamp(min=FLOOR * float(spread.mean()))
+        self.mean.copy_(rows.float().mean(0))
+        self.spread.copy_(torch.where(spread > 0, spread, 1.0))
+
+    def forward(self, y: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        return (y - self.mean) / self.spread
 
 
 class SemanticExpertBlock(nn.Module):
@@ -53,6 +86,7 @@ class SemanticExpertBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.token_dropout = token_dropout
+        self.standard = Standard(text_dim)
         self.router = SoftRouter(text_dim, experts, hidden=hidden)
         self.maps = BasisMaps(experts, channels, grid, std=std)
         self.head = nn.Linear(experts, labels)
@@ -67,7 +101,8 @@ class SemanticExpertBlock(nn.Module):
         if self.router.training and self.token_dropout:
             kept = mask & (torch.rand(mask.shape).to(mask.device) >= self.token_dropout)
             mask = torch.where(kept.any(1, keepdim=True), kept, mask)
-        routing = self.router(masked_mean(text.features.float(), mask), inverted=inverted)
+        pooled = self.standard(masked_mean(text.features.float(), mask))
+        routing = self.router(pooled, inverted=inverted)
         return Semantics(routing, self.head(routing.weights))
 
     def shift(self, semantics: Semantics, grid: tuple[int, int, int]) -> Float[Tensor, "b c t h w"]:

@@ -18,15 +18,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from backbones import Backbone, Text, bundle, paths
+from physexperts import masked_mean
 from prophy import losses
 from prophy.adapter import ProphyAdapter, answering
 from prophy.config import Recipe
 from prophy.wisa import WisaAdapter
 from trainers import FitResult, InMemory, Length, MapStyle, Progress, Stage, checkpoint, dump_config, fit
+from trainers.data import take
 
-__all__ = ["Trainer", "adapter_of", "fresh", "kind_of", "ready", "save_bundle", "stages", "train"]
+__all__ = ["Trainer", "adapter_of", "fresh", "kind_of", "ready", "save_bundle", "stages", "standardise", "train"]
 
 Batch = Mapping[str, Any]
+
+STANDARD_ROWS, STANDARD_BATCH = 1024, 32
+"""Rows whose texts give the router's mean and spread, and how many are read at once: items on disk hold latents too."""
 
 
 class Trainer:
@@ -74,8 +79,13 @@ def levels(recipe: Recipe, backbone: Backbone, count: int, generator: torch.Gene
     return shift * u / (1 + (shift - 1) * u)
 
 
-def stages(recipe: Recipe, adapter: Any, backbone: Backbone, data: MapStyle) -> list[Stage]:
-    """The stages of a recipe: where there is a semantic router, first that alone on captions; then all."""
+def stages(
+    recipe: Recipe, adapter: Any, backbone: Backbone, data: MapStyle, said: MapStyle | None = None
+) -> list[Stage]:
+    """The stages of a recipe: where there is a semantic router, first that alone on captions; then all.
+
+    `said` is what that first stage reads: sentences with labels; none: the captions of `data`.
+    """
     s, trainer = recipe.semantic, Trainer(recipe, adapter, backbone)
     everything = Stage(
         kind_of(recipe),
@@ -87,18 +97,29 @@ def stages(recipe: Recipe, adapter: Any, backbone: Backbone, data: MapStyle) -> 
         length=Length(steps=recipe.steps),
         optim=recipe.optim,
     )
-    if recipe.adapter != "prophy" or not s.on or not s.first_steps or not recipe.losses.coarse:
+    if not recipe.alone_first:
         return [everything]
     first = Stage(
         "semantic",
         {"semantic": 1.0},
         lambda batch, _: adapter.first(batch),
-        data=data,
+        data=data if said is None else said,
         batch_size=s.first_batch,
         length=Length(steps=s.first_steps),
         optim=replace(recipe.optim, lr=s.first_lr),
     )
     return [first, everything]
+
+
+def standardise(adapter: Any, said: MapStyle) -> None:
+    """Measure mean and spread of the training texts for the semantic router, on rows spread evenly over them."""
+    block = getattr(adapter, "semantic", None)
+    if block is None:
+        return
+    rows = torch.linspace(0, len(said) - 1, min(len(said), STANDARD_ROWS)).long()
+    parts = [take(said, part, torch.device(adapter.recipe.device)) for part in rows.split(STANDARD_BATCH)]
+    with torch.no_grad():
+        block.standard.measure(torch.cat([masked_mean(p["text"].float(), p["mask"]) for p in parts]))
 
 
 def kind_of(recipe: Recipe) -> str:
@@ -129,14 +150,18 @@ def train(
     backbone: Backbone,
     data: MapStyle,
     *,
+    said: MapStyle | None = None,
     out: Path,
     resume: bool = False,
     only: str | None = None,
     teacher: str = "",
     quiet: bool = False,
 ) -> tuple[Any, FitResult]:
-    """Train an adapter and write its bundle into `out/bundle`; `only` stops after the stage of that name."""
+    """Train an adapter and write its bundle into `out/bundle`; `only` stops after the stage of that name; `said` as in
+    `stages`.
+    """
     adapter = fresh(recipe, backbone)
+    standardise(adapter, data if said is None else said)
     if not (out / "recipe.yaml").exists():
         dump_config(recipe, out / "recipe.yaml")
     if recipe.checkpointing:
@@ -144,7 +169,7 @@ def train(
             model.enable_gradient_checkpointing()  # pyright: ignore
     try:
         with backbone.frozen(), answering(backbone, adapter):
-            plan = _until(stages(recipe, adapter, backbone, data), only)
+            plan = _until(stages(recipe, adapter, backbone, data, said), only)
             result = fit(
                 plan,
                 adapter.groups(),
