@@ -414,9 +414,10 @@ def _show_failed(failed: Sequence[tuple[Any, str]]) -> None:
 
 
 def _show_result(made: "Result") -> None:
+    from rich.markup import escape  # names come from files
     from rich.table import Table
 
-    title = f"{made.benchmark} on {made.prompt_set.name} by {made.rater.name} ({made.rater.kind})"
+    title = escape(f"{made.benchmark} on {made.prompt_set.name} by {made.rater.name} ({made.rater.kind})")
     table = Table(title=title, title_justify="left")
     for column in ("system", "group", "metric", "value", "95 % interval", "n", "unit"):
         table.add_column(column)
@@ -426,7 +427,7 @@ def _show_result(made: "Result") -> None:
                 value = "-" if found.value is None else f"{found.value:.4f}"
                 span = "" if found.low is None else f"{found.low:.3f} to {found.high:.3f}"
                 n = str(found.n) if found.n_valid is None else f"{found.n_valid} of {found.n}"
-                table.add_row(system.name, group, metric, value, span, n, found.unit)
+                table.add_row(escape(system.name), escape(group), metric, value, span, n, found.unit)
     shown.print(table)
     for note in made.notes:
         errors.print(f"note: {note}", style="yellow", markup=False)

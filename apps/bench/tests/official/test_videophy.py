@@ -66,7 +66,7 @@ def test_the_official_example_has_its_numbers_under_both_readings():
     assert metrics["pc_at_half"].value == 4 / 7  # a score of exactly one half counts
     assert metrics["sa_at_half"].value == metrics["joint_at_half"].value == 1 / 7  # coffee and milk alone
     assert system.groups["solid_fluid"]["pc_at_half"].n == 1
-    assert notes == ["6 of 7 videos belong to no prompt of VideoPhy test"]
+    assert notes == ["6 of 7 videos belong to no prompt of VideoPhy test", "343 of 344 prompts have no video here"]
 
 
 def test_the_human_labels_regenerate_the_published_board(run, tmp_path):
@@ -292,3 +292,13 @@ def test_the_prompt_list_says_what_its_videos_may_be_called(run, tmp_path):
         found = folder.owner(Path(row["video"]).stem, listed)
         assert found is not None
         assert found[0].caption == row["caption"]
+
+
+def test_names_from_files_are_shown_as_they_are(tmp_path, run):
+    labels = tmp_path / "labels.csv"
+    labels.write_text(
+        "caption,states_of_matter,source,majority_sa,majority_pc\nx,[bold]wet,[/no]such[red],1,0\ny,dry,[/no]such[red],1,1\n"
+    )
+    done = run("from-official", "--benchmark", "videophy", "--human", labels, "--out", tmp_path / "out")
+    assert done.exit_code == 0
+    assert "[/no]such[red]" in done.output

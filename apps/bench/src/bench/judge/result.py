@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from bench.judge.calibrate import Calibration
@@ -107,7 +108,9 @@ def _item(clip: Clip, said: Sequence[tuple[Question, str, int | None]], tasks: S
 
 def shown(calibration: Calibration) -> list[Table]:
     """Draw a calibration: figures, then bias and counts by people's rating."""
-    figures = Table(title=f"{calibration.judge} beside people, {calibration.videos} videos", title_justify="left")
+    figures = Table(
+        title=escape(f"{calibration.judge} beside people, {calibration.videos} videos"), title_justify="left"
+    )
     for column in ("task", "figure", "value", "95 % interval", "n"):
         figures.add_column(column)
     drawn = [figures]

@@ -123,13 +123,19 @@ def system(name: str, prompts: PromptList, sa: Scores | None, pc: Scores | None)
         )
     for task, scores in given.items():
         notes += _said(task, scores, paths)
-    if unknown:
-        notes.append(f"{unknown} of {len(paths)} videos belong to no prompt of {prompts.name}")
+    notes += coverage(items, prompts, unknown)
     groups = {
         group: figures([item for item in items if item.group == group], list(given))
         for group in sorted({item.group for item in items if item.group})
     }
     return System(name=name, metrics=figures(items, list(given)), groups=groups, items=distinct(items)), notes
+
+
+def coverage(items: Sequence[Item], prompts: PromptList, unknown: int) -> list[str]:
+    """Say how many videos have no prompt, and how many prompts no video."""
+    said = [f"{unknown} of {len(items)} videos belong to no prompt of {prompts.name}"] if unknown else []
+    lacking = len({prompt.id for prompt in prompts.prompts} - {item.id for item in items})
+    return said + ([f"{lacking} of {len(prompts.prompts)} prompts have no video here"] if lacking else [])
 
 
 def _said(task: str, scores: Scores, paths: Sequence[str]) -> list[str]:

@@ -23,7 +23,7 @@ from bench.official import tables
 from bench.official.folder import Clip, owner
 from bench.official.metrics import mean, share
 from bench.official.prompts import Prompt, PromptList
-from bench.official.videophy import both, distinct
+from bench.official.videophy import both, coverage, distinct
 from bench.results import Item, Metric, System
 
 RATER = "VideoPhy-2 AutoEval"
@@ -136,8 +136,7 @@ def system(
         notes.append(f"rule: {rules.doubled} doubled rows; the last one of each video and rule counts")
     if rules and (strange := sum(label > 2 for label in rules.labels.values())):
         notes.append(f"rule: {strange} labels of 3 to 5 are an accident of the rater's parser and count nowhere")
-    if unknown:
-        notes.append(f"{unknown} of {len(paths)} videos belong to no prompt of {prompts.name}")
+    notes += coverage(items, prompts, unknown)
     return _system(name, items), notes
 
 
