@@ -15,9 +15,9 @@ import physworld
 from backbones.vjepa2 import tiny_config
 from phantom import data
 from phantom.cli import app
-from phantom.generate import to_bytes
-from phantom.pictures import BAR, GAP
+from physworld.evaluation import Evaluation
 from trainers import video
+from trainers.pictures import GAP, HEADER
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 RUN = CliRunner()
@@ -114,7 +114,7 @@ def test_generate_compares_from_one_noise_keeps_z_and_tells_its_story(run):
     names = ["ball.mp4", "ball-force.png", "ball-physics.safetensors", "ball-physics.png", "ball.json"]
     assert [w.rpartition("/")[2] for w in written] == names
     frames = video.read(out).frames
-    assert frames.shape[1:3] == (BAR + 256, 256 + GAP + 256)
+    assert frames.shape[1:3] == (HEADER + 256, 256 + GAP + 256)
     assert load_file(run / "ball-physics.safetensors")["z"].shape == (1, 8, 5, 4, 4)
     assert imread(run / "ball-physics.png").std() > 0
     story = json.loads(out.with_suffix(".json").read_text())
@@ -142,8 +142,8 @@ def test_generate_goes_on_from_an_image_or_a_video_and_says_what_it_cuts(run, tm
     assert "8 frames, of which the first 5" in " ".join(result.stderr.split())
     assert json.loads((tmp_path / "v.json").read_text())["observed_frames"] == 5
     shown = video.read(tmp_path / "v.mp4").frames[:5, ::8, ::8].astype(int)
-    seen = torch.from_numpy(clip.video[:5]).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
-    assert np.abs(shown - to_bytes(backbone.decode(backbone.encode(seen))[0])).mean() < 6
+    seen = video.from_bytes(clip.video[None, :5])
+    assert np.abs(shown - video.to_bytes(backbone.decode(backbone.encode(seen)))[0]).mean() < 6
 
 
 def test_generate_follows_the_physics_of_a_clip(run, tmp_path):
@@ -176,11 +176,11 @@ def test_continue_writes_a_folder_of_futures_of_base_and_bundle(run, tmp_path):
 def test_evaluate_compares_bundles_and_pushes_balls(run, tmp_path):
     bundle = ("--bundle", run / "run" / "bundle")
     shown = " ".join(ask("evaluate", *bundle, "--clips", 1, "--out", tmp_path / "e.json", "--quiet").split())
-    for said in ("thermal", "all", "diversity", "phantom: 1 captions a mechanism"):
+    for said in ("thermal", "all", "diversity", "1 captions a mechanism", "phantom - base"):
         assert said in shown
-    made = json.loads((tmp_path / "e.json").read_text())
-    assert set(made["scores"]) == {"base", "phantom"}
-    assert all(len(row) == 1 for row in made["scores"]["base"].values())
+    made = Evaluation.load(tmp_path / "e.json")
+    assert {name: len(runs) for name, runs in made.methods.items()} == {"base": 1, "phantom": 1}
+    assert all(row.shape == (1, 1) for row in made.table("base").values())
     shown = " ".join(ask("evaluate", *bundle, "--forces", "--clips", 2, "--quiet").split())
     assert "phantom, others' pushes" in shown
     assert "its pushes" in shown

@@ -10,7 +10,6 @@ from PIL import Image
 import physworld
 from phantom.config import load_recipe
 from phantom.continuation import beginnings, lengthened, make
-from phantom.generate import signed, to_bytes
 from phantom.sample import sample
 from trainers import video
 
@@ -46,10 +45,10 @@ def test_futures_follow_the_end_of_their_beginning_in_the_official_layout(backbo
         assert made.fps == pytest.approx(16)
         assert made.times_s[-1] + 1 / 16 == pytest.approx(0.75, abs=1e-3)
     truth = physworld.simulate("rigid_body", 0)
-    seen = signed(truth.video[4:9])  # the last five of nine
+    seen = video.from_bytes(truth.video[None, 4:9])  # the last five of nine
     wanted = sample(backbone, adapter, [truth.caption], [3], recipe, observed=seen)[0, :, 5:]
     read = video.read(out / "0007_ball.mp4").frames.astype(int)
-    assert np.abs(read - to_bytes(wanted)).mean() < 4  # mp4 loses a little
+    assert np.abs(read - video.to_bytes(wanted)).mean() < 4  # mp4 loses a little
     story = json.loads((tmp_path / "out.json").read_text())
     assert (story["observed_frames"], story["frames"], story["shows"]) == (5, 12, "phantom")
     assert story["prompts"]["0007_ball.mp4"] == truth.caption

@@ -1,6 +1,7 @@
-"""Comparisons: paired differences with intervals, diversity, and verdicts on pushes."""
+"""An evaluation asks all sides the same, measures diversity, and judges pushes."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,51 +9,11 @@ import torch
 
 from phantom import evaluate as measured
 from phantom.config import load_recipe
-from phantom.evaluate import Evaluation, Pushes, bootstrap, compare, evaluate, push
+from phantom.evaluate import Pushes, evaluate, push
 from phantom.pushed import Followed
+from trainers import video
 
 SMALL = ["physics.channels=8", "branch.heads=1", "branch.ffn_dim=32", "couple.heads=1", "sampling.steps=1"]
-
-
-def result(scores, seed=0):
-    passed = {name: {m: [True] * len(v) for m, v in row.items()} for name, row in scores.items()}
-    return Evaluation(8, "test", seed, 0, passed, scores, dict.fromkeys(scores, 0.0))
-
-
-def test_a_difference_is_paired_so_what_all_clips_share_cancels():
-    rng = np.random.default_rng(0)
-    hard = rng.uniform(0, 1, 32)
-    scores = {"base": {"thermal": list(hard)}, "phantom": {"thermal": list(hard + 0.1)}}
-    found = compare([result(scores)], ["phantom"])
-    assert set(found) == {"thermal", "all"}
-    assert found["all"].mean == pytest.approx(0.1)
-    assert (found["all"].low, found["all"].high) == pytest.approx((0.1, 0.1))  # no luck of clips is left
-
-
-def test_an_interval_holds_the_mean_narrows_with_clips_and_widens_with_seeds_that_disagree():
-    rng = np.random.default_rng(0)
-    few, many = (bootstrap(rng.normal(0.2, 1, (1, n))) for n in (16, 1024))
-    for d in (few, many):
-        assert d.low < d.mean < d.high
-    assert many.high - many.low < (few.high - few.low) / 4
-    steady = rng.normal(0.2, 0.01, (1, 64))
-    agree, differ = bootstrap(np.repeat(steady, 3, 0)), bootstrap(steady + np.array([[-0.2], [0.0], [0.2]]))
-    assert differ.high - differ.low > 10 * (agree.high - agree.low)
-    assert bootstrap(steady) == bootstrap(steady)
-
-
-def test_too_few_clips_have_no_interval():
-    assert bootstrap(np.ones((1, 7))) == measured.Difference(1.0, None, None)
-
-
-def test_one_method_s_seeds_and_several_results_are_joined_and_strangers_refused():
-    first = {"base": {"thermal": [0.0] * 8}, "a": {"thermal": [1.0] * 8}, "b": {"thermal": [3.0] * 8}}
-    assert compare([result(first)], ["a", "b"])["all"].mean == pytest.approx(2)
-    again = {name: {"thermal": [2 * v for v in row["thermal"]]} for name, row in first.items()}
-    assert compare([result(first), result(again, 1)], ["a"])["thermal"].mean == pytest.approx(1.5)
-    assert compare([result(first)], ["b"], other="a")["all"].mean == pytest.approx(2)
-    with pytest.raises(ValueError, match="expected measured bundles among base, a, b, got c"):
-        compare([result(first)], ["a", "c"])
 
 
 def test_identical_samples_have_no_diversity_and_noise_has(backbone, monkeypatch):
@@ -64,9 +25,8 @@ def test_identical_samples_have_no_diversity_and_noise_has(backbone, monkeypatch
 
     for made, wanted in ((same, 0.0), (noise, math.sqrt(2))):
         monkeypatch.setattr(measured, "sample", made)
-        assert measured._diversity(backbone, None, load_recipe(None, SMALL), ["a", "b"], 0) == pytest.approx(
-            wanted, abs=0.02
-        )
+        found = measured._diversity(backbone, None, load_recipe(None, SMALL), "thermal", clips=2, split="test", seed=0)
+        assert found == pytest.approx(wanted, abs=0.02)
 
 
 def test_true_clips_pass_and_all_sides_get_the_same_noise(backbone, monkeypatch):
@@ -76,17 +36,19 @@ def test_true_clips_pass_and_all_sides_get_the_same_noise(backbone, monkeypatch)
     def world(backbone, adapter, prompts, seeds, recipe, *, observed=None, physics=None):
         asked.append((adapter, tuple(seeds)))
         truth = measured.physworld.simulate_many("thermal", range(len(prompts)), split="test")
-        films = measured.frames_of(np.stack([c.video for c in truth]))
+        films = video.from_bytes(np.stack([c.video for c in truth]))
         if observed is not None:
             assert torch.allclose(films[:, :, :5], observed)
         return films if adapter is None else films.roll(1, 2)
 
     monkeypatch.setattr(measured, "sample", world)
     recipe, how = load_recipe(None, SMALL), {"clips": 8, "observed": 5, "quiet": True}
-    found = evaluate(backbone, {"rolled": 1}, recipe, mechanisms=["thermal"], **how)
-    assert np.mean(found.scores["base"]["thermal"]) > 0.9
-    assert all(found.passed["base"]["thermal"])
-    assert compare([found], ["rolled"])["all"].high < 0  # heat that comes back is seen
+    rolled = SimpleNamespace(origin={}, recipe=recipe)
+    found = evaluate(backbone, {"rolled": [rolled]}, recipe, mechanisms=["thermal"], **how)
+    assert found.mean("base") > 0.9
+    assert found.mean("base", "passes") == 1
+    assert found.difference("rolled")["all"].high < 0  # heat that comes back is seen
+    assert set(found.more["diversity"]) == {"base", "rolled"}
     (_, base), (_, rolled) = [a for a in asked if len(a[1]) == 8]
     assert base == rolled
 

@@ -1,4 +1,4 @@
-"""Pictures: videos under their names, z as colours over time, a force as an arrow where it acts."""
+"""Pictures: z as colours over time, a force as an arrow where it acts."""
 
 import numpy as np
 import pytest
@@ -7,18 +7,6 @@ from matplotlib.image import imread
 
 from phantom import pictures
 from phantom.force import Point, Wind
-
-
-def test_videos_stand_side_by_side_under_their_names_as_pixel_copies():
-    left, right = np.zeros((3, 8, 40, 3), np.uint8), np.full((3, 8, 40, 3), 90, np.uint8)
-    frames = pictures.beside([left, right], ["base", "phantom"], scale=2)
-    assert frames.shape == (3, pictures.BAR + 16, 80 + pictures.GAP + 80, 3)
-    assert (frames[:, pictures.BAR :, :80] == 0).all()
-    assert (frames[:, pictures.BAR :, -80:] == 90).all()
-    assert (frames[:, :, 80:-80] == 255).all()
-    names = frames[0, : pictures.BAR, :80], frames[0, : pictures.BAR, -80:]
-    assert all(name.min() < 100 for name in names)
-    assert (names[0] != names[1]).any()
 
 
 def test_colours_are_the_three_strongest_channels_each_over_its_own_range():

@@ -15,7 +15,7 @@ from phantom.generate import load_adapter
 from phantom.latent import source_of
 from phantom.sample import cut, sample
 from phantom.train import Trainer, fresh, save_bundle, stages, train
-from trainers import Progress, Ramp
+from trainers import Progress, Ramp, video
 
 SMALL = ["physics.channels=8", "branch.heads=1", "branch.ffn_dim=32", "couple.heads=1"]
 SMALL += ["data.clips=16", "batch=4", "steps=4", "save_every=2", "weight.ramp_steps=2", "weight.measure_every=1"]
@@ -50,7 +50,7 @@ def test_the_cache_is_filled_once_and_the_beginnings_come_from_their_frames_alon
     assert item["z"].shape == (8, 5, 4, 4)
     assert item["observed"].shape == (8, 1 + 2 + 3, 4, 4)
     clip = phantom_data.physworld.simulate("rigid_body", 0)
-    frames = phantom_data.frames_of(clip.video[None])
+    frames = video.from_bytes(clip.video[None])
     latent = phantom_data.PhysicsLatent(encoder, again.data.basis)
     assert torch.allclose(item["observed"][:, 1:3], latent(frames[:, :, :5])[0], atol=0.02)  # stored in half precision
     assert torch.allclose(item["z"], latent(frames)[0], atol=0.02)

@@ -60,6 +60,26 @@ def whole(tmp_path_factory):
     return entries(root)
 
 
+def test_sources_say_where_artefacts_are_and_read_no_file_that_a_job_has_hashed(tmp_path, monkeypatch):
+    (tmp_path / "a.bin").write_bytes(b"clip")
+    both = [Item("a", tmp_path / "a.bin", partial(load, 1), {"fps": 16}), *items(1)]
+    make(tmp_path / "cache", both, build, MADE, quiet=True)
+    monkeypatch.setattr(cache_job.Source, "of", classmethod(forbid_files(Source.of)))
+    found = cache_job.sources(tmp_path / "cache", both)
+    with Cache(tmp_path / "cache") as cache:
+        assert all(cache.has(found[item.id].key, MADE) for item in both)
+    with pytest.raises(AssertionError):
+        cache_job.sources(tmp_path / "elsewhere", both)
+
+
+def forbid_files(stock):
+    def of(cls, media, *, spec=None):
+        assert isinstance(media, bytes)
+        return stock(media, spec=spec)
+
+    return of
+
+
 def test_a_job_makes_what_is_missing_and_nothing_twice(tmp_path, whole):
     calls = []
 

@@ -98,11 +98,7 @@ class PhantomAdapter(nn.Module):
         for name in ("branch", "injector"):
             if name in adapter.groups():
                 adapter.groups()[name].load_state_dict(bundle.tensors.get(name, {}))
-        adapter.origin = {
-            "sha256": bundle.meta["sha256"],
-            "made_for": {key: bundle.meta["backbone"][key] for key in ("id", "backbone_digest")},
-            "steps": {stage["name"]: stage["steps"] for stage in bundle.meta["stages"]},
-        }
+        adapter.origin = bundle.origin
         model: Any = backbone.transformer
         if model.dtype != torch.float32:
             adapter.branch.halve(model.dtype)

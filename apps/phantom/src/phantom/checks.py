@@ -14,7 +14,6 @@ import torch
 import physworld
 from backbones import WanBackbone, attach, sample
 from phantom.config import Recipe
-from phantom.data import frames_of
 from phantom.latent import Basis, PhysicsLatent
 from phantom.plan import artefacts
 from phantom.train import fresh
@@ -33,9 +32,8 @@ def look(recipe: Recipe, backbone: WanBackbone, encoder: Any, cache: Path, run: 
     shape = backbone.spec.latent.shape(d.frames, d.height, d.width)
     found = [Finding("backbone", f"{backbone.id} ({backbone.digest})"), Finding("latent", f"{shape}")]
     if d.source == "world":
-        each = max(1, FEW // len(physworld.MECHANISMS))
-        clips = [c for m in physworld.MECHANISMS for c in physworld.simulate_many(m, range(each), split=d.split)]
-        frames = np.stack([c.video for c in clips])
+        scale = physworld.scale_of(d.frames, d.height, d.width)
+        frames = np.stack([clip.draw().video for clip in physworld.spread(FEW, split=d.split, scale=scale)])
         found.append(Finding("records", f"{d.clips} clips of the simulated world ({d.split})"))
         count = d.clips
     else:
@@ -88,7 +86,7 @@ def _physics(recipe: Recipe, encoder: Any, frames: np.ndarray, latents: int) -> 
         return Finding("physics latent", f"{recipe.physics.kind}: no encoder is asked")
     p = recipe.physics
     latent = PhysicsLatent(encoder, Basis(encoder.dim, 1), p.size, p.pool)
-    features = latent.features(frames_of(frames[:2]).to(recipe.device))
+    features = latent.features(video.from_bytes(frames[:2]).to(recipe.device))
     said = f"{encoder.id}: {encoder.dim} features on {tuple(features.shape[1:4])}, of which {p.channels} are kept"
     fits = features.shape[1] == latents and p.channels <= encoder.dim
     return Finding("physics latent", said, "ok" if fits else "error")

@@ -1,22 +1,42 @@
-"""The command line: check, plan, cache, train, generate, continue, evaluate, export, time.
-
-Every command takes `--config RECIPE.yaml` (or the name of a shipped recipe; none: `tiny`) and `--set a.b=c`. What a
-user got wrong is one red line and exit code 1 (2 for a wrong command line, 130 for Ctrl-C), never a traceback. Results
-go to stdout, progress and what to do next to stderr.
+"""The command line: check, plan, cache, train, generate, continue, evaluate, export, time (`trainers.commands` is its
+frame).
 """
 
-import functools
 import json
-import os
 import sys
-import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
+
+from trainers.commands import (
+    AsJson,
+    Bundled,
+    Bundles,
+    Cached,
+    Captions,
+    Config,
+    Efficiency,
+    EngineName,
+    Gpus,
+    HowMany,
+    Kept,
+    Measured,
+    Out,
+    Processes,
+    Quiet,
+    Set,
+    Split,
+    asked_by,
+    friendly,
+    hint,
+    left_out,
+    new_app,
+    recipe_in,
+    show_plan,
+    show_table,
+    shown,
+)
 
 if TYPE_CHECKING:
     from backbones import WanBackbone
@@ -26,45 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when transformers is first imported
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-app = typer.Typer(
-    help="Phantom: pixels and physics sampled in lockstep, one stream frozen, one trained.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
-shown = Console(width=None if sys.stdout.isatty() else 120)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
-
-Config = Annotated[str | None, typer.Option("--config", help="recipe file, or the name of a shipped one")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="override, such as physics.channels=16 (repeatable)")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bars")]
-Cached = Annotated[Path, typer.Option("--cache", help="folder of the cache")]
-Out = Annotated[Path, typer.Option("--out", help="folder of the run")]
-Bundled = Annotated[Path | None, typer.Option("--bundle", help="folder of a trained bundle (none: the shipped one)")]
-Bundles = Annotated[list[Path] | None, typer.Option("--bundle", help="folder of a trained bundle (repeatable)")]
-
-
-def friendly(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn what a user got wrong into one red line, and warnings into yellow ones."""
-
-    @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        warnings.showwarning = _show_warning
-        try:
-            return command(*args, **kwargs)
-        except (ValueError, ArithmeticError, ImportError, OSError) as error:
-            errors.print(f"error: {error}", style="bold red", markup=False)
-            raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            errors.print("stopped; what is written is whole, the same command goes on (train: with --resume)")
-            raise typer.Exit(130) from None
-
-    return run
+app = new_app("Phantom: pixels and physics sampled in lockstep, one stream frozen, one trained.")
 
 
 @app.command()
@@ -82,7 +64,7 @@ def check(
     recipe, backbone, encoder = _load(config, set_)
     if not show(look(recipe, backbone, encoder, cache, run), shown):
         raise ValueError("what stands as error in the table would spoil the run: mend it first")
-    _next("`phantom plan` shows memory, hours and disk, `phantom train --out RUN` trains (with the same --set)")
+    hint("`phantom plan` shows memory, hours and disk, `phantom train --out RUN` trains (with the same --set)")
 
 
 @app.command()
@@ -90,34 +72,30 @@ def check(
 def plan(
     config: Config = None,
     set_: Set = None,
-    gpu: Annotated[list[str] | None, typer.Option("--gpu", help="GPU of the list (repeatable; none: all)")] = None,
-    engine: Annotated[str, typer.Option("--engine", help="one, ddp, zero1..3, zero2-offload, fsdp2")] = "",
-    processes: Annotated[int, typer.Option("--processes", min=1, help="GPUs that share the run")] = 1,
-    measured: Annotated[Path | None, typer.Option("--measured", help="lines of `phantom time` to go by")] = None,
-    clips: Annotated[int | None, typer.Option("--clips", min=1, help="of data that are not on this machine")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="everything as one JSON object")] = False,
+    gpu: Gpus = None,
+    engine: EngineName = "",
+    processes: Processes = 1,
+    measured: Measured = None,
+    efficiency: Efficiency = None,
+    clips: HowMany = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show memory for each GPU, cache size, hours and the largest batch, from the recipe alone."""
     from phantom.config import load_recipe
     from phantom.plan import describe
-    from trainers import gpus
-    from trainers import plan as plans
-    from trainers.sheet import show
 
     recipe = load_recipe(config, set_ or [])
-    cards = [gpus.named(name) for name in gpu] if gpu else gpus.known()
-    made = plans.make(
-        describe(recipe, clips=clips),
-        cards,
-        engine=engine or ("one" if processes == 1 else "ddp"),
+    show_plan(
+        lambda: describe(recipe, clips=clips),
+        gpu=gpu,
+        engine=engine,
         processes=processes,
-        measured=plans.read_measured(measured) if measured is not None else [],
+        measured=measured,
+        efficiency=efficiency,
+        as_json=as_json,
     )
-    if as_json:
-        print(json.dumps(made.to_dict()))
-        return
-    show(made, shown)
-    _next("`phantom time` measures this machine (for --measured), `phantom train --out RUN` trains")
+    if not as_json:
+        hint("`phantom time` measures this machine (for --measured), `phantom train --out RUN` trains")
 
 
 @app.command()
@@ -150,11 +128,11 @@ def cache(config: Config = None, set_: Set = None, root: Cached = Path("runs/cac
     engine.leave()
     if not engine.main:
         return
-    _left_out(found.skipped)
+    left_out(found.skipped)
     summary = {"clips": found.clips, "computed": found.computed, "skipped": len(found.skipped)}
     summary |= {"physics": recipe.physics.kind, "explained": round(float(found.data.basis.explained), 4)}
     print(json.dumps(summary))
-    _next(f"`phantom train --out RUN --cache {root}` with the same --config and --set")
+    hint(f"`phantom train --out RUN --cache {root}` with the same --config and --set")
 
 
 @app.command()
@@ -177,14 +155,14 @@ def train(
     recipe, backbone, encoder = _load(config, set_)
     found = prepare(recipe, backbone, encoder, root, quiet=quiet, engine=engine)
     if engine.main:
-        _left_out(found.skipped)
+        left_out(found.skipped)
     held = held_out(recipe, backbone, encoder, root, found.data.basis, quiet=quiet, engine=engine)
     pushed = None
     if recipe.force.kind != "none":
         shared: dict[str, Any] = {"basis": found.data.basis, "quiet": quiet, "engine": engine}
         balls = prepare(recipe, backbone, encoder, root, pushed=True, **shared)
         if engine.main:
-            _left_out(balls.skipped)
+            left_out(balls.skipped)
         pushed = balls.data
     data: dict[str, Any] = {"held": held, "pushed": pushed, "engine": engine}
     _, result = run(recipe, backbone, encoder, found.data, out=out, only=stage, resume=resume, quiet=quiet, **data)
@@ -201,7 +179,7 @@ def train(
     }
     print(json.dumps(summary))
     bundle = out / "bundle"
-    _next(f'`phantom generate "PROMPT" --bundle {bundle} --compare --out x.mp4`, `phantom evaluate --bundle {bundle}`')
+    hint(f'`phantom generate "PROMPT" --bundle {bundle} --compare --out x.mp4`, `phantom evaluate --bundle {bundle}`')
 
 
 @app.command()
@@ -224,16 +202,16 @@ def generate(
     """Generate a video; without --config, the settings are those that the bundle was trained with."""
     from phantom.force import parse_point, parse_wind
     from phantom.generate import generate as run
-    from phantom.generate import named, observe
+    from phantom.generate import observe
+    from trainers import video
 
-    out = named(out)
+    out = video.named(out)
     if force is not None and wind is not None:
         raise ValueError("expected --force or --wind, got both")
     push = parse_point(force) if force is not None else parse_wind(wind) if wind is not None else None
     backbone, adapter = _load_trained(config, set_, bundle)
     observed, notes = observe(adapter.recipe, image=image, film=film)
-    for note in notes:
-        errors.print(f"note: {note}", style="yellow", markup=False)
+    left_out([], notes)
     for path in run(
         backbone,
         adapter,
@@ -274,7 +252,7 @@ def continue_(
     recipe, kept = lengthened(adapter.recipe, observed=observed, seconds=seconds)
     about: dict[str, Any] = {"out": out, "observed": observed, "kept": kept, "seed": seed, "quiet": quiet}
     written, unread = make(backbone, None if base else adapter, recipe, found, **about)
-    _left_out([*skipped, *unread])
+    left_out([*skipped, *unread])
     summary = {"out": str(out), "videos": len(written), "left_out": len(skipped) + len(unread), "frames": kept}
     print(json.dumps(summary | {"fps": recipe.data.fps}))
 
@@ -285,51 +263,49 @@ def evaluate(
     config: Config = None,
     set_: Set = None,
     bundle: Bundles = None,
-    clips: Annotated[int, typer.Option("--clips", min=1, help="captions a mechanism")] = 8,
-    split: Annotated[str, typer.Option("--split", help="val, test or ood")] = "test",
-    seed: Annotated[int, typer.Option("--seed")] = 0,
+    clips: Captions = 8,
+    split: Split = "test",
+    seed: Annotated[int, typer.Option("--seed", help="of the noise")] = 0,
     observed: Annotated[int, typer.Option("--observed", min=0, help="true frames given, 4m + 1 (0: none)")] = 0,
     forces: Annotated[bool, typer.Option("--forces", help="push balls instead: direction and speed")] = False,
+    keep: Kept = None,
     out: Annotated[Path | None, typer.Option("--out", help="JSON to write, clip by clip")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Measure base and bundles on held-out captions of the simulated world: passes, scores, paired differences; or
-    (--forces) how thrown balls follow their pushes.
+    """Measure base and bundles on held-out captions of the simulated world: passes, scores, paired differences; bundles
+    of one kind are training seeds of one method. Or (--forces) how thrown balls follow their pushes.
     """
     from phantom.config import kind_of
-    from phantom.evaluate import compare, push
     from phantom.evaluate import evaluate as run
+    from phantom.evaluate import push
     from phantom.generate import load_adapter, recipe_of
+    from physworld.evaluation import LEGEND
 
-    backbone, adapter = _load_trained(config, set_, bundle[0] if bundle else None)
-    recipe = adapter.recipe
-    adapters = {kind_of(recipe): adapter}
-    if bundle and len(bundle) > 1:
-        adapters = {str(f): load_adapter(f, backbone, recipe=recipe_of(f, set_ or [])) for f in bundle}
+    first, *others = bundle or [None]
+    backbone, adapter = _load_trained(config, set_, first)
+    recipe, adapters = adapter.recipe, [adapter]
+    adapters += [load_adapter(folder, backbone, recipe=recipe_of(folder, set_ or [])) for folder in others]
     if forces:
         if observed:
             raise ValueError("expected --forces or --observed, got both: a push begins at its one true first frame")
-        pushes = push(backbone, adapters, recipe, clips=clips, split=split, seed=seed, quiet=quiet)
-        _show_pushes(pushes, list(adapters))
+        names = [str(folder) for folder in bundle] if bundle and others else [kind_of(recipe)]
+        given = dict(zip(names, adapters, strict=True))
+        pushes = push(backbone, given, recipe, clips=clips, split=split, seed=seed, quiet=quiet)
+        _show_pushes(pushes, names)
         if out is not None:
             print(pushes.save(out))
         return
-    result = run(backbone, adapters, recipe, clips=clips, split=split, seed=seed, observed=observed, quiet=quiet)
-    given = f", {observed} observed frames" if observed else ""
-    for name in adapters:
-        title = f"{name}: {clips} captions a mechanism ({split}{given}), paired noise"
-        table = Table("mechanism", "pass base", "pass", "score base", "score", "difference [95 %]", title=title)
-        for mechanism, d in compare([result], [name]).items():
-            figures = [_mean(part[w], mechanism) for part in (result.passed, result.scores) for w in ("base", name)]
-            interval = "" if d.low is None or d.high is None else f" [{d.low:+.3f}, {d.high:+.3f}]"
-            table.add_row(mechanism, *(f"{x:.3f}" for x in figures), f"{d.mean:+.3f}{interval}")
-        shown.print(table)
-    shares = ", ".join(f"{name} {value:.3f}" for name, value in result.diversity.items())
-    shown.print(f"diversity (mean distance between samples of one caption): {shares}")
-    shown.print(
-        "pass: share of clips within every gate of their law; score: 0 to 1, real clips near 1; the interval covers the"
-        " choice of clips alone and needs 8 of them"
-    )
+    methods: dict[str, list[Any]] = {}
+    for one in adapters:
+        methods.setdefault(kind_of(one.recipe), []).append(one)
+    how: dict[str, Any] = {"clips": clips, "split": split, "seed": seed, "observed": observed, "quiet": quiet}
+    result = run(backbone, methods, recipe, keep=keep, **how)
+    beginning = f", {observed} observed frames" if observed else ""
+    runs = ", ".join(f"{name} {len(of)}" for name, of in result.methods.items())
+    title = f"{clips} captions a mechanism ({split}{beginning}), paired noise; runs: {runs}"
+    show_table(result.rows(result.pairs()), title, LEGEND)
+    spread = ", ".join(f"{name} {value:.3f}" for name, value in result.more["diversity"].items())
+    shown.print(f"diversity (mean distance between samples of one caption): {spread}")
     if out is not None:
         print(result.save(out))
 
@@ -341,37 +317,31 @@ def export(
     out: Annotated[Path, typer.Option("--out", help="folder of the bundle")],
 ) -> None:
     """Write the bundle of a run's newest checkpoint, load it back, and prove that it changes the backbone's output."""
-    from backbones import attach, sample
-    from phantom.train import fresh, newest, read_basis, save_bundle
+    from backbones import verify
+    from phantom.train import fresh, read_basis, save_bundle
+    from trainers import checkpoint
 
-    if not (run / "recipe.yaml").is_file():
-        raise ValueError(f"expected the folder of a run with a recipe.yaml, got {run}")
-    recipe, backbone, encoder = _load(str(run / "recipe.yaml"), None)
-    weights = newest(run)
+    recipe, backbone, encoder = _load(recipe_in(run), None)
+    _, weights = checkpoint.newest(run)
     adapter = fresh(recipe, backbone, read_basis(run, recipe), encoder)
     for name, part in weights.items():
         adapter.groups()[name].load_state_dict(part)
     save_bundle(adapter, backbone, out)
     d = recipe.data
-    two = functools.partial(
-        sample, backbone, ["a ball"], seed=0, frames=d.frames, height=d.height, width=d.width, steps=2
-    )
-    base = two()
-    with attach(backbone, out):
-        changed = float((two() - base).abs().mean())
+    changed = verify.change(backbone, out, verify.Probe(frames=d.frames, height=d.height, width=d.width))
     if not 0 < changed < float("inf") and recipe.couple.way not in ("none", "to_physics"):
         raise ValueError(f"the exported bundle changes nothing (mean difference {changed}): train it first")
     print(json.dumps({"bundle": str(out), "mean_change": changed}))
-    _next(f'`phantom generate "PROMPT" --bundle {out}`')
+    hint(f'`phantom generate "PROMPT" --bundle {out}`')
 
 
 def _show_pushes(pushes: "Pushes", names: list[str]) -> None:
     title = f"{pushes.clips} thrown balls ({pushes.split}), from their true first frame, paired noise"
-    table = Table("", "whole balls", "permanence", "direction error", "speed rank", title=title)
+    rows = [("", "whole balls", "permanence", "direction error", "speed rank")]
     for name, f in pushes.followed.items():
-        row = (f"{f.n} of {f.of}", f"{f.permanence:.2f}", f"{f.angle_error:.1f} deg", f"{f.speed_rank:+.2f}")
-        table.add_row(name, *row)
-    shown.print(table)
+        figures = (f"{f.permanence:.2f}", f"{f.angle_error:.1f} deg", f"{f.speed_rank:+.2f}")
+        rows.append((name, f"{f.n} of {f.of}", *figures))
+    show_table(rows, title)
     for name in names:
         verdict = {True: "follows", False: "does not follow", None: "is not judged on"}[pushes.passes(name)]
         shown.print(f"{name} {verdict} its pushes")
@@ -379,11 +349,6 @@ def _show_pushes(pushes: "Pushes", names: list[str]) -> None:
         "follows: nearer in direction and in rank of speed than the base, which is told no push, and than under the"
         " pushes of other clips; judged where the base keeps its ball (permanence >= .80)"
     )
-
-
-def _mean(part: dict[str, list[Any]], mechanism: str) -> float:
-    values = [v for m, row in part.items() if mechanism in ("all", m) for v in row]
-    return sum(map(float, values)) / len(values)
 
 
 def _load(config: str | None, overrides: list[str] | None) -> "tuple[Recipe, WanBackbone, Any]":
@@ -396,57 +361,28 @@ def _load(config: str | None, overrides: list[str] | None) -> "tuple[Recipe, Wan
 
 
 def _load_trained(
-    config: str | None, overrides: list[str] | None, folder: Path | None
+    config: str | None, set_: list[str] | None, folder: Path | None
 ) -> "tuple[WanBackbone, PhantomAdapter]":
     from phantom.config import load_recipe
     from phantom.generate import load_adapter, recipe_of
 
-    recipe = load_recipe(config, overrides or []) if config is not None else recipe_of(folder, overrides or [])
-    try:
+    recipe = load_recipe(config, set_ or []) if config is not None else recipe_of(folder, set_ or [])
+    said = config is not None or any(o.startswith("backbone=") for o in set_ or [])
+    with asked_by("the bundle", "backbone", unless=said):
         backbone = _backbone(recipe)
-    except ValueError as error:
-        if config is not None or any(o.startswith("backbone=") for o in overrides or []):
-            raise
-        raise ValueError(
-            f"{error}; the bundle was trained on it: say with --set backbone=... where it is now"
-        ) from None
     return backbone, load_adapter(folder, backbone, recipe=recipe)
 
 
 def _backbone(recipe: "Recipe") -> "WanBackbone":
     import torch
-    from transformers.utils import logging
 
     from backbones import WanBackbone, load
 
-    if recipe.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(
-            f"expected a CUDA device for device={recipe.device}, found none on this machine; set device=cpu"
-        )
-    logging.disable_progress_bar()  # "Loading weights" for files of a megabyte
     dtype = None if recipe.dtype == "float32" else getattr(torch, recipe.dtype)
     backbone = load(recipe.backbone, device=recipe.device, dtype=dtype)
     if not isinstance(backbone, WanBackbone):
         raise ValueError(f"expected a Wan TI2V for backbone={recipe.backbone}, got {type(backbone).__name__}")
     return backbone
-
-
-def _left_out(skipped: Any) -> None:
-    for s in skipped:
-        errors.print(f"left out: {s.path}: {s.why}", style="yellow", markup=False)
-
-
-def _next(what: str) -> None:
-    errors.print(f"next: {what}", style="dim", markup=False)
-
-
-_said: set[str] = set()
-
-
-def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:
-    if not issubclass(category, (DeprecationWarning, FutureWarning)) and str(message) not in _said:
-        _said.add(str(message))
-        errors.print(f"warning: {message}", style="yellow", markup=False)
 
 
 if __name__ == "__main__":

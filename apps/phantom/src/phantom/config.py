@@ -5,7 +5,6 @@ The defaults are the tiny recipe (the embedded backbone, the simulated world, a 
 prints neither rates nor sizes of its branch. Noise levels: sigma in [0, 1], 1 is noise.
 """
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -13,7 +12,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from phantom.coupling import Way
-from trainers import Config, Optim, dump_config, load_config
+from trainers import Config, Optim, find_recipe, load_config
 
 __all__ = [
     "RECIPES",
@@ -27,7 +26,6 @@ __all__ = [
     "Weight",
     "kind_of",
     "load_recipe",
-    "override",
 ]
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -149,26 +147,8 @@ class Recipe(Config):
 
 
 def load_recipe(name: str | None = None, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe by the name of a shipped one or by path (none: `tiny`), then apply overrides such as `steps=10`."""
-    path = RECIPES / f"{name or 'tiny'}.yaml"
-    return load_config(Recipe, path if path.is_file() else name, overrides)
-
-
-def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
-    """Apply overrides such as `sampling.steps=10` to a recipe.
-
-    >>> override(Recipe(), ["sampling.steps=10"]).sampling.steps
-    10
-    """
-    if not overrides:
-        return recipe
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / "recipe.yaml"
-        dump_config(recipe, path)
-        try:
-            return load_config(Recipe, path, list(overrides))
-        except ValueError as error:
-            raise ValueError(str(error).replace(str(path), f"--set {' '.join(overrides)}")) from None
+    """Read a recipe by path or by the name of a shipped one (none: `tiny`), with overrides such as `steps=10`."""
+    return load_config(Recipe, find_recipe(name, RECIPES), overrides)
 
 
 def kind_of(recipe: Recipe) -> str:

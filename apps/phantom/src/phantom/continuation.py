@@ -21,10 +21,10 @@ from typing import Any
 
 from backbones import WanBackbone
 from phantom.config import Recipe, kind_of
-from phantom.generate import observe, signed, to_bytes, write_text
+from phantom.generate import observe
 from phantom.latent import observed_latents
 from phantom.sample import cut, sample
-from trainers import ClipSpec, show, video
+from trainers import ClipSpec, show, video, write_text
 from trainers.data import Skipped
 from trainers.records import VIDEOS
 
@@ -145,7 +145,7 @@ def make(
                 skipped.append(Skipped(beginning.path.name, str(error)))
                 continue
             whole = sample(backbone, adapter, [beginning.prompt], [seed], recipe, observed=begun)[0]
-            video.write(path, to_bytes(whole[:, observed : observed + kept]), recipe.data.fps)
+            video.write(path, video.to_bytes(whole[:, observed : observed + kept]), recipe.data.fps)
         written.append(path)
     return written, skipped
 
@@ -158,7 +158,7 @@ def _observed(recipe: Recipe, path: Path, frames: int) -> Any:
         return observe(recipe, image=path, film=None)[0]
     d = recipe.data
     spec = ClipSpec(frames=frames, fps=d.fps, height=d.height, width=d.width)
-    return signed(video.load(path, spec, share=LAST).frames)
+    return video.from_bytes(video.load(path, spec, share=LAST).frames[None])
 
 
 def _prompts(table: Path) -> dict[str, str]:

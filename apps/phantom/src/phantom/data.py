@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from phantom.fields import field_features
 from phantom.force import Point, Wind, tensor
 from phantom.latent import Basis, PhysicsLatent, cells_of, source_of
 from phantom.pushed import pushed_items
-from trainers import ClipSpec, Filters, cache_job, read_records
+from trainers import ClipSpec, Filters, cache_job, read_records, video
 from trainers.cache import Cache, Producer, Source
 from trainers.data import Skipped
 from trainers.engine import Engine
@@ -36,12 +36,10 @@ __all__ = [
     "Clips",
     "Prepared",
     "fit_basis",
-    "frames_of",
     "held_out",
     "prepare",
     "producers",
     "world_item",
-    "world_scale",
 ]
 
 SCHEMA = 1
@@ -182,7 +180,8 @@ def prepare(
     skipped += [Skipped(path, why) for _, failed in everyone for path, why in failed]
     store, lost = Cache(root), {s.path for s in skipped}
     kept = [item for item in items if item.id not in lost]
-    keys = [(Source.of(i.media, spec=i.spec).key, Source.of(captions[i.id].encode()).key) for i in kept]
+    found = cache_job.sources(root, kept)
+    keys = [(found[i.id].key, Source.of(captions[i.id].encode()).key) for i in kept]
     if basis is None:
         basis = fit_basis(recipe, store, [seen for seen, _ in keys], made, encoder)
     data = Clips(store, keys, recipe, basis, made=made, text_length=backbone.spec.text_length)
@@ -223,11 +222,6 @@ def fit_basis(recipe: Recipe, cache: Cache, keys: Sequence[str], made: Mapping[s
     return Basis.fit(rows, recipe.physics.channels, source=source)
 
 
-def frames_of(video_bytes: UInt8[np.ndarray, "b t h w 3"]) -> Float[Tensor, "b 3 t h w"]:
-    """Bytes as a video in [-1, 1]."""
-    return torch.from_numpy(video_bytes).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-
-
 def _items(recipe: Recipe, skipped: list[Skipped]) -> Iterator[cache_job.Item]:
     d = recipe.data
     if d.source != "world":
@@ -241,38 +235,20 @@ def _items(recipe: Recipe, skipped: list[Skipped]) -> Iterator[cache_job.Item]:
             )
         yield from cache_job.clip_items(records, spec)
         return
-    world_scale(recipe)
-    each, rest = divmod(d.clips, len(physworld.MECHANISMS))
-    for index, mechanism in enumerate(physworld.MECHANISMS):
-        for seed in range(each + (index < rest)):
-            yield world_item(recipe, mechanism, seed)
+    scale = physworld.scale_of(d.frames, d.height, d.width)
+    for clip in physworld.spread(d.clips, split=d.split, scale=scale):
+        yield world_item(recipe, clip)
 
 
-def world_scale(recipe: Recipe) -> int:
-    """Pixels of a recipe's videos in a pixel of the simulated world; ValueError for sizes that no world clip has."""
-    d = recipe.data
-    if d.height != d.width or d.height % physworld.SIZE or d.frames != physworld.FRAMES:
-        raise ValueError(
-            f"expected {physworld.FRAMES} square frames of a multiple of {physworld.SIZE} px of the simulated world,"
-            f" got {d.frames} of {d.height} x {d.width}; set data.frames, data.height and data.width"
-        )
-    return d.height // physworld.SIZE
-
-
-def world_item(recipe: Recipe, mechanism: str, seed: int) -> cache_job.Item:
+def world_item(recipe: Recipe, clip: physworld.Planned) -> cache_job.Item:
     """One simulated clip to be cached, named by what makes it and drawn when its turn has come."""
-    d, scale = recipe.data, world_scale(recipe)
-    return cache_job.Item(
-        f"{d.split}-{mechanism}-{seed:06d}",
-        json.dumps([_world_code(), mechanism, seed, d.split, scale]).encode(),
-        partial(_simulated, partial(physworld.simulate, mechanism, seed, split=d.split, scale=scale)),
-        {"height": d.height, "frames": d.frames},
-        {"caption": physworld.caption(mechanism, seed, split=d.split)},
-    )
+    d = recipe.data
+    size, noted = {"height": d.height, "frames": d.frames}, {"caption": clip.caption}
+    return cache_job.Item(clip.name, clip.content.encode(), partial(_simulated, clip), size, noted)
 
 
-def _simulated(clip: Any) -> Loaded:
-    made = clip()
+def _simulated(clip: physworld.Planned) -> Loaded:
+    made = clip.draw()
     return Loaded(made.video, made.times_s, made)
 
 
@@ -289,7 +265,7 @@ def _encoder(recipe: Recipe, backbone: WanBackbone, encoder: Any) -> cache_job.P
 
     @torch.no_grad()
     def produce(clips: list[Any]) -> list[dict[str, Tensor]]:
-        frames = frames_of(np.stack([clip.frames for clip in clips])).to(recipe.device)
+        frames = video.from_bytes(np.stack([clip.frames for clip in clips])).to(recipe.device)
         latents = backbone.encode(frames).float().cpu()
         stride = backbone.spec.time.stride
         if p.kind == "noise":
@@ -315,12 +291,3 @@ def _writer(backbone: WanBackbone) -> cache_job.Produce:
         return [{"text": f[:n].float().cpu()} for f, n in zip(text.features, lengths, strict=True)]
 
     return produce
-
-
-@cache
-def _world_code() -> str:
-    """Name the code that makes the world: other code, other clips."""
-    sha = hashlib.sha256()
-    for file in sorted(Path(str(physworld.__file__)).parent.glob("*.py")):
-        sha.update(file.read_bytes())
-    return sha.hexdigest()

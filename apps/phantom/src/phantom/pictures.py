@@ -1,6 +1,5 @@
-"""Pictures: videos side by side under their names, and the physics latent as colours over time."""
+"""Pictures: the physics latent as colours over time, and pushes."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +9,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from phantom.force import FAR, NEAR, Point, Wind
+from trainers.pictures import save
 
-__all__ = ["beside", "colours", "physics", "pushed"]
-
-BAR, GAP = 20, 4
-"""Pixels of the bar with the names, and between two videos."""
-
-
-def beside(
-    films: Sequence[UInt8[np.ndarray, "t h w 3"]], names: Sequence[str], *, scale: int
-) -> UInt8[np.ndarray, "t H W 3"]:
-    """Put videos next to each other, enlarged, each under its name."""
-    from PIL import Image, ImageDraw
-
-    columns = []
-    for film, name in zip(films, names, strict=True):
-        large = film.repeat(scale, 1).repeat(scale, 2)
-        bar = Image.new("RGB", (large.shape[2], BAR), "white")
-        ImageDraw.Draw(bar).text((4, 4), name, fill="black")
-        head = np.broadcast_to(np.asarray(bar), (len(film), BAR, large.shape[2], 3))
-        column = np.concatenate([head, large], 1)
-        gap = np.full((*column.shape[:2], GAP, 3), 255, np.uint8)
-        columns += [gap, column] if columns else [column]
-    return np.concatenate(columns, 2)
+__all__ = ["colours", "physics", "pushed"]
 
 
 def colours(z: Float[Tensor, "c t y x"]) -> UInt8[np.ndarray, "t y x 3"]:
@@ -67,9 +46,7 @@ def physics(
     figure.suptitle(f"“{prompt}”", fontsize=10, parse_math=False)
     legend = "channels 1, 2, 3 of z as red, green, blue, each over its own range"
     figure.text(0.5, 0.01, legend, ha="center", fontsize=8)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
-    plt.close(figure)
-    return path
+    return save(figure, path)
 
 
 def pushed(force: Point | Wind, film: UInt8[np.ndarray, "t h w 3"], path: Path) -> Path:
@@ -102,6 +79,4 @@ def pushed(force: Point | Wind, film: UInt8[np.ndarray, "t h w 3"], path: Path) 
     axis.set_xticks([])
     axis.set_yticks([])
     axis.set_title(f"{what}: {force.angle:g} degrees, strength {force.strength:g}", fontsize=9)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
-    plt.close(figure)
-    return path
+    return save(figure, path)

@@ -6,7 +6,6 @@ asked while the cache is filled and lies on no GPU in training; its work in fill
 
 import math
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,10 +14,11 @@ from backbones.sizes import bytes_of, weightless
 from phantom.config import Recipe
 from phantom.fields import FIELD_FEATURES
 from phantom.latent import Basis, cells_of, encoder_size
-from trainers import read_records
+from trainers.data import count_records
 from trainers.dryrun import DryRun, Work
 from trainers.footprint import Trained
 from trainers.job import Artefact, Job, Kind
+from trainers.timing import at_end
 
 __all__ = ["artefacts", "describe", "described", "work_of"]
 
@@ -31,8 +31,8 @@ def describe(recipe: Recipe, *, clips: int | None = None) -> Job:
     """Describe a recipe's run; `clips` is for data that are not here (none: counted where they are, else one)."""
     from phantom.train import fresh
 
-    backbone = _bare(recipe)
-    adapter = fresh(_on_cpu(recipe), backbone, Basis(recipe.physics.channels, recipe.physics.channels), None)
+    recipe, backbone = _weightless(recipe)
+    adapter = fresh(recipe, backbone, Basis(recipe.physics.channels, recipe.physics.channels), None)
     groups = {"branch": sum(p.numel() for p in adapter.branch.parameters())}
     modules = {name: m for name, m in backbone.pipe.components.items() if isinstance(m, torch.nn.Module)}
     frozen = {name: bytes_of(module) for name, module in modules.items()}
@@ -40,17 +40,18 @@ def describe(recipe: Recipe, *, clips: int | None = None) -> Job:
         {batch: work_of(recipe.model_copy(update={"checkpointing": on}), batch)["joint"] for batch in SIZES}
         for on in (False, True)
     )
+    d, latents = recipe.data, backbone.spec.latent.latents(recipe.data.frames)
     kind = Kind("joint", recipe.steps, again if recipe.checkpointing else plain, checkpointed=again)
     return Job(
         name=f"Phantom on {backbone.id}",
         shape=described(recipe, backbone),
-        tokens=_tokens(recipe, backbone),
+        tokens=backbone.spec.latent.tokens(d.frames, d.height, d.width) + latents * math.prod(cells_of(recipe.physics)),
         batch=recipe.batch,
         accumulate=recipe.accumulate,
         frozen={"transformer": frozen["transformer"]},
         trained=Trained(groups, optimizer="adamw"),
         kinds=(kind,),
-        artefacts=artefacts(recipe, backbone, _clips(recipe) if clips is None else clips),
+        artefacts=artefacts(recipe, backbone, clips_of(recipe) if clips is None else clips),
         making={name: frozen[name] for name in ("vae", "text_encoder")},
         reported=REPORTED,
     )
@@ -58,10 +59,10 @@ def describe(recipe: Recipe, *, clips: int | None = None) -> Job:
 
 def work_of(recipe: Recipe, batch: int) -> dict[str, Work]:
     """Count one micro-batch of a training step."""
-    from phantom.timing import at, kinds, random_batch
+    from phantom.timing import RAMPS, kinds, random_batch
     from phantom.train import Trainer, fresh
 
-    recipe, backbone = _on_cpu(recipe), _bare(recipe)
+    recipe, backbone = _weightless(recipe)
     backbone.transformer.requires_grad_(False)
     adapter = fresh(recipe, backbone, Basis(recipe.physics.channels, recipe.physics.channels), None)
     models: tuple[Any, ...] = (backbone.transformer, adapter.branch.stream)
@@ -70,7 +71,7 @@ def work_of(recipe: Recipe, batch: int) -> dict[str, Work]:
     with DryRun() as dry:
         dry.weights(backbone.transformer, adapter)
         steps = kinds(Trainer(recipe, adapter, backbone), random_batch(recipe, backbone, batch))
-        return {"joint": dry.step(partial(steps["joint"], at(0)), adapter.branch.parameters())}
+        return {"joint": dry.step(partial(steps["joint"], at_end("joint", 0, RAMPS)), adapter.branch.parameters())}
 
 
 def described(recipe: Recipe, backbone: Any) -> str:
@@ -101,24 +102,15 @@ def artefacts(recipe: Recipe, backbone: Any, clips: int) -> tuple[Artefact, ...]
     )
 
 
-def _clips(recipe: Recipe) -> int:
+def clips_of(recipe: Recipe) -> int:
+    """How many clips the recipe's data hold; one where they are not here."""
     d = recipe.data
-    if d.source == "world":
-        return d.clips
-    return len(read_records(d.source, root=d.root)[0]) if Path(d.source).exists() else 1
+    return d.clips if d.source == "world" else count_records(d.source, root=d.root)
 
 
-def _tokens(recipe: Recipe, backbone: Any) -> int:
-    d = recipe.data
-    _, t, h, w = backbone.spec.latent.shape(d.frames, d.height, d.width)
-    pt, ph, pw = backbone.spec.latent.patch
-    return (t // pt) * (h // ph) * (w // pw) + t * math.prod(cells_of(recipe.physics))
-
-
-def _bare(recipe: Recipe) -> Any:
-    return weightless(recipe.backbone, dtype=getattr(torch, recipe.dtype))
-
-
-def _on_cpu(recipe: Recipe) -> Recipe:
-    """A dry run's tensors call themselves CPU tensors, whatever device they stand for."""
-    return recipe.model_copy(update={"device": "cpu"})
+def _weightless(recipe: Recipe) -> tuple[Recipe, Any]:
+    """The recipe on a CPU (a dry run's tensors call themselves so, whatever device they stand for), and its backbone
+    without weights.
+    """
+    backbone = weightless(recipe.backbone, dtype=getattr(torch, recipe.dtype))
+    return recipe.model_copy(update={"device": "cpu"}), backbone

@@ -57,8 +57,10 @@ def pushed_items(recipe: Recipe, skipped: list[Skipped]) -> Iterator[tuple[cache
         raise ValueError("expected a table of wind forces (force.table=FILE.csv): nothing blows in the simulated world")
     from phantom.data import world_item
 
+    scale = physworld.scale_of(d.frames, d.height, d.width)
     for seed in range(f.clips):
-        yield world_item(recipe, MECHANISM, seed), force_of(seed, split=d.split)
+        clip = physworld.Planned(MECHANISM, seed, d.split, scale)
+        yield world_item(recipe, clip), force_of(seed, split=d.split)
 
 
 @dataclass(frozen=True)

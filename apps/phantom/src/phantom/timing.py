@@ -5,7 +5,6 @@ run), so that another batch, size or GPU can be estimated from it. `frozen` is t
 """
 
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -16,10 +15,11 @@ from phantom.config import Recipe
 from phantom.latent import Basis, cells_of
 from phantom.plan import described, work_of
 from phantom.train import Trainer, fresh
-from trainers import Progress, Ramp, timing
+from trainers import Progress, timing
 
-__all__ = ["kinds", "measure", "random_batch"]
+__all__ = ["RAMPS", "kinds", "measure", "random_batch"]
 
+RAMPS = ("physics",)
 Step = Callable[[Progress], dict[str, Tensor]]
 
 
@@ -27,22 +27,10 @@ def measure(recipe: Recipe, backbone: WanBackbone, *, steps: int) -> dict[str, A
     """Time a step (loss, backward, AdamW) of both streams, and the frozen model's forward alone."""
     adapter = fresh(recipe, backbone, Basis(recipe.physics.channels, recipe.physics.channels), None)
     batch = {k: v.to(recipe.device) for k, v in random_batch(recipe, backbone, recipe.batch).items()}
-    optimizer = torch.optim.AdamW(adapter.branch.parameters(), lr=1e-4, fused=True)
-    work = work_of(recipe, recipe.batch)
-    figures: dict[str, Any] = {}
+    how: dict[str, Any] = {"calls": steps, "device": recipe.device, "ramps": RAMPS}
     with backbone.frozen():
-        for name, loss in kinds(Trainer(recipe, adapter, backbone), batch).items():
-
-            def step(i: int, name: str = name, loss: Step = loss) -> None:
-                terms = [t for key, t in loss(at(i)).items() if not key.startswith("log/")]
-                if name != "frozen":
-                    sum(terms[1:], start=terms[0]).backward()
-                    optimizer.step()
-                    optimizer.zero_grad()
-
-            figures[name] = asdict(timing.measure(step, calls=steps, device=recipe.device))
-            if name in work:
-                figures[name]["work"] = asdict(work[name])
+        trained = kinds(Trainer(recipe, adapter, backbone), batch)
+        figures = timing.steps(trained, adapter.branch.parameters(), work=work_of(recipe, recipe.batch), **how)
     return {
         **timing.machine(recipe.device),
         "backbone": backbone.id,
@@ -66,13 +54,6 @@ def kinds(trainer: Trainer, batch: dict[str, Tensor]) -> dict[str, Step]:
         return {"none": v.sum()}
 
     return {"joint": lambda p: trainer.loss(batch, p), "frozen": frozen}
-
-
-def at(step: int) -> Progress:
-    """The progress of a step whose weight is at its end."""
-    return Progress(
-        "joint", step, step, None, 0.0, torch.Generator().manual_seed(step), ramps={"physics": Ramp(1.0, 1.0)}
-    )
 
 
 def random_batch(recipe: Recipe, backbone: WanBackbone, batch: int) -> dict[str, Tensor]:

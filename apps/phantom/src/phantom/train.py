@@ -8,7 +8,6 @@ References: Phantom (2026), losses, recursive loss-weight scheduling and trainin
 `phantom.config`.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as tensors
 from torch import Tensor, nn
 
 from backbones import Text, WanBackbone, bundle, paths
@@ -34,13 +34,13 @@ from trainers import (
     RecursiveRamp,
     Stage,
     StageRecord,
-    checkpoint,
     dump_config,
     fit,
+    write_bytes,
 )
 from trainers.engine import Engine, launched
 
-__all__ = ["BASIS", "Flows", "Trainer", "fresh", "newest", "read_basis", "save_bundle", "stages", "train"]
+__all__ = ["BASIS", "Flows", "Trainer", "fresh", "read_basis", "save_bundle", "stages", "train"]
 
 BASIS = "basis.safetensors"
 """In the folder of a run: the basis of z, which lies in no checkpoint because it does not move."""
@@ -224,7 +224,8 @@ def train(
     if engine.main and not (out / "recipe.yaml").exists():
         dump_config(recipe, out / "recipe.yaml")
     if engine.main:
-        _write_basis(data.basis, out / BASIS)
+        basis = {name: value.contiguous() for name, value in data.basis.state_dict().items()}
+        write_bytes(out / BASIS, tensors(basis))
     held_out = None
     if held is not None:
         trainer = Trainer(recipe, adapter, backbone)
@@ -273,29 +274,10 @@ def read_basis(run: Path, recipe: Recipe) -> Basis:
     """The basis of z that a run was trained with; ValueError where there is none."""
     if not (run / BASIS).is_file():
         raise ValueError(f"expected the folder of a run with its {BASIS}, got {run}")
-    tensors = load_file(run / BASIS)
-    basis = Basis(tensors["mean"].numel(), recipe.physics.channels)
-    basis.load_state_dict(tensors)
+    kept = load_file(run / BASIS)
+    basis = Basis(kept["mean"].numel(), recipe.physics.channels)
+    basis.load_state_dict(kept)
     return basis
-
-
-def _write_basis(basis: Basis, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file({name: value.contiguous() for name, value in basis.state_dict().items()}, part)
-    part.replace(path)
-
-
-def newest(run: Path) -> dict[str, dict[str, Tensor]]:
-    """The weights of a run's newest checkpoint by group; ValueError where there is none."""
-    found = checkpoint.latest(run / "checkpoints")
-    if found is None:
-        raise ValueError(f"{run} has no whole checkpoint yet: let it train on, or resume it")
-    parts: dict[str, dict[str, Tensor]] = {}
-    for key, value in checkpoint.load(found).tensors["weights"].items():
-        group, _, name = key.partition("/")
-        parts.setdefault(group, {})[name] = value
-    return parts
 
 
 def _checkpoint_jointly(backbone: WanBackbone, adapter: PhantomAdapter, *, on: bool) -> None:
