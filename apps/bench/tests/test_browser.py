@@ -48,7 +48,7 @@ class Browser:
             "args": [*FLAGS, f"--user-data-dir={profile}", "--window-size=1280,1000"],
         }
         asked = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while True:
             try:
                 made = self._send("POST", "/session", {"capabilities": {"alwaysMatch": asked}})
@@ -67,7 +67,7 @@ class Browser:
         """Run a script; what it returns (or promises) comes back."""
         return self._send("POST", "/execute/sync", {"script": script, "args": list(arguments)})
 
-    def wait(self, script: str, seconds: float = 20) -> Any:
+    def wait(self, script: str, seconds: float = 90) -> Any:
         """Run a script until it returns something true."""
         deadline = time.monotonic() + seconds
         while not (value := self.run(script)):
@@ -105,7 +105,7 @@ class Browser:
         data = None if content is None else json.dumps(content).encode()
         request = urllib.request.Request(self.root + place, data, {"Content-Type": "application/json"}, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=300) as answer:
                 return json.load(answer)["value"]
         except urllib.error.HTTPError as error:
             raise AssertionError(json.load(error)["value"]["message"]) from None

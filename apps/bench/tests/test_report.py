@@ -62,6 +62,7 @@ def test_every_panel_holds_its_video_with_paths_and_motion(page, folder):
     one = data["videos"][keys[0]]
     assert one["frames"] == 17
     assert len(one["motion"]) == 16
+    assert {len(v["motion"]) for v in data["videos"].values()} == {16, 0}  # none for floors and controls
     assert any("tracks" in v for v in data["videos"].values())
     assert any("series" in v for v in data["videos"].values())
 

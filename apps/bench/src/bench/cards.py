@@ -124,7 +124,10 @@ def cards(folder: Path, result: Result, *, each: int, key: str, videos: dict[str
                 continue
             item = by_system[system.name]
             name = f"{key}-{len(videos)}"
-            videos[name] = playable(path) | {k: item.details[k] for k in ("tracks", "series") if k in item.details}
+            competes = system.role in ("system", "real")  # the others are seldom looked at: no flow is worked out
+            videos[name] = playable(path, flow=competes) | {
+                k: item.details[k] for k in ("tracks", "series") if k in item.details
+            }
             panels.append(_panel(name, system, item, videos[name]))
             items.append(item)
         if panels:
@@ -136,8 +139,8 @@ def cards(folder: Path, result: Result, *, each: int, key: str, videos: dict[str
     return chosen, left
 
 
-def playable(path: Path) -> dict[str, Any]:
-    """Give a video as base64 of an mp4 that every browser plays, with frames, rate, size and coarse motion.
+def playable(path: Path, *, flow: bool = True) -> dict[str, Any]:
+    """Give a video as base64 of an mp4 that every browser plays, with frames, rate, size and (`flow`) coarse motion.
 
     ValueError for what does not decode.
     """
@@ -152,14 +155,14 @@ def playable(path: Path) -> dict[str, Any]:
     fits = VISIBLE <= max(height, width) <= LARGEST and path.stat().st_size <= LARGEST_BYTES
     as_it_is = plays and fits and path.suffix.lower() == ".mp4"
     content = path.read_bytes() if as_it_is else _encoded(frames, fps)
-    flow = np.round(1000 * motion(frames)).astype(int) if len(frames) > 1 else np.zeros((0, 1, 1, 2), int)
+    moved = np.round(1000 * motion(frames)).astype(int).tolist() if flow and len(frames) > 1 else []
     return {
         "mp4": base64.b64encode(content).decode(),
         "frames": len(frames),
         "fps": round(fps, 4),
         "width": width,
         "height": height,
-        "motion": flow.tolist(),
+        "motion": moved,
     }
 
 
