@@ -12,7 +12,7 @@ from torch import Tensor
 from physexperts import CATEGORIES, LAWS, MECHANISMS, Labels, from_text, from_wisa
 from trainers.data import Record
 
-__all__ = ["Vocabulary", "labels_of", "names", "shuffled", "vector"]
+__all__ = ["Vocabulary", "labels_of", "names", "said_in", "shuffled", "vector"]
 
 Vocabulary = Literal["mechanisms", "laws", "wisa"]
 
@@ -48,6 +48,17 @@ def labels_of(record: Record, *, fallback: str, on_unknown: Literal["error", "li
             annotation["labels"] = mechanisms
         return from_wisa(annotation, unknown=on_unknown)
     return Labels() if fallback == "none" else from_text(record.caption)
+
+
+def said_in(prompt: str, vocabulary: Vocabulary) -> Float[Tensor, " L"]:
+    """The categories that a prompt speaks of: mechanisms by keywords; others where the prompt says their names.
+
+    >>> said_in("the melting of ice", "laws").sum().item()
+    1.0
+    """
+    if vocabulary == "mechanisms":
+        return vector(from_text(prompt), "mechanisms")
+    return torch.tensor([float(name in prompt.lower()) for name in names(vocabulary)])
 
 
 def shuffled(rows: Float[Tensor, "n L"], seed: int) -> Float[Tensor, "n L"]:

@@ -24,10 +24,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from backbones import Backbone, BlockStack, Call, Text, Tokens, blocks_of
-from physexperts import FloorGate, HeadExperts, from_text
+from physexperts import FloorGate, HeadExperts
 from prophy.adapter import Seen, load
 from prophy.config import Recipe, Wisa
-from prophy.labels import names, vector
+from prophy.labels import names, said_in
 from prophy.lora import LoraBlocks
 from prophy.quantities import COUNT
 
@@ -125,7 +125,7 @@ class WisaAdapter(nn.Module):
     def prepare(self, prompts: list[str], text: Text) -> None:
         """Read the categories out of the prompts, unless `annotate` gave them."""
         if not self.annotated:
-            found = [_read(prompt, self.recipe) for prompt in prompts]
+            found = [said_in(prompt, self.recipe.data.vocabulary) for prompt in prompts]
             self.labels, self.quantities = torch.stack(found), torch.zeros(len(prompts), COUNT)
 
     def annotate(self, labels: Float[Tensor, "b L"] | None, quantities: Float[Tensor, "b q"] | None = None) -> None:
@@ -199,13 +199,6 @@ def classifier_weight(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
     held = loss.detach()
     size = torch.where(held > 1, torch.full_like(held, 0.1), 0.05 * held)
     return size * (1 + loss) / (1 + held)
-
-
-def _read(prompt: str, recipe: Recipe) -> Float[Tensor, " L"]:
-    """The categories of a prompt: mechanisms by keywords; WISA's categories where the prompt says their names."""
-    if recipe.data.vocabulary == "mechanisms":
-        return vector(from_text(prompt), "mechanisms")
-    return torch.tensor([float(name in prompt.lower()) for name in names(recipe.data.vocabulary)])
 
 
 def _waves(values: Float[Tensor, "b q"], frequencies: int) -> Float[Tensor, "b _"]:
