@@ -7,6 +7,7 @@ same bytes give the same numbers. Memory is that of a few frames a process, what
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from bench.physics_iq.layout import Survey, View, official_name
@@ -58,6 +59,11 @@ def _outcomes(
         jobs = {pool.submit(measure, view.take_1, view.take_2, view.generated, setting, cache): view for view in views}
         for job in as_completed(jobs):
             error = job.exception()
+            if isinstance(error, BrokenProcessPool):
+                raise ValueError(
+                    f"a process was ended from outside, most likely for its memory: take fewer than {workers} workers; "
+                    f"the same command goes on where it stopped"
+                ) from error
             if error is not None and not isinstance(error, ValueError | OSError):
                 raise error
             yield jobs[job], job.result() if error is None else str(error)
