@@ -81,6 +81,7 @@ def test_a_name_given_twice_is_another_training_run(nudge, bundle_of, tmp_path):
     other = bundle_of(tmp_path / "other", 0.3)
     found = world.named([f"mine={nudge}", f"mine={other}", str(other)])
     assert [(s.name, len(s.bundles)) for s in found] == [("mine", 2), ("nudge", 1)]
+    assert [s.name for s in world.named(["plain", "prophy-plain"])] == ["plain", "prophy-plain"]
 
 
 def test_a_figure_is_the_mean_over_noise_and_keeps_runs_apart():

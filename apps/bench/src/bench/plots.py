@@ -5,6 +5,7 @@ colours of Okabe and Ito, which colour-blind readers tell apart, and a shape of 
 Names come from data: no mathematics is read from them, and SVG escapes them.
 """
 
+import html
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -178,9 +179,7 @@ def _short(name: str, most: int = LONGEST) -> str:
 
 
 def _labelled(svg: str, text: str) -> str:
-    from markupsafe import escape
-
-    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(text)}"', 1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(text)}"', 1)
 
 
 @contextmanager

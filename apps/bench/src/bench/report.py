@@ -19,7 +19,6 @@ from statistics import median
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from bench import cards, plots, results
 from bench.live import curves, read_log
@@ -145,10 +144,10 @@ def render(paths: Sequence[Path], *, each: int = SHOWN) -> str:
         .render(
             runs=runs,
             title=runs[0].title if len(runs) == 1 else f"{len(runs)} results",
-            css=Markup(asset("page.css")),
+            css=asset("page.css"),
             script=code,
             script_hash=policy,
-            data=Markup(_json({"videos": videos, "curves": {run.key: run.curves for run in runs}})),
+            data=_json({"videos": videos, "curves": {run.key: run.curves for run in runs}}),
             colours=plots.colours_by_name(systems, every),
             groups=list(dict.fromkeys(card.group for run in runs for card in run.cards)),
             shown_systems=shown,
@@ -264,7 +263,7 @@ def _by_group(result: Result, metric: Column, groups: Sequence[str], key: str) -
         if any(s.role == "floor" for s in result.systems)
         else ""
     )
-    return GroupTable(metric, Markup(plot), f"{said} a point{', ' + kinds if kinds else ''}{band}.")
+    return GroupTable(metric, plot, f"{said} a point{', ' + kinds if kinds else ''}{band}.")
 
 
 def _intervals(metrics: Any) -> str:
@@ -297,7 +296,7 @@ def _differences(result: Result, key: str, columns: Mapping[str, Column]) -> lis
         )
         column = columns.get(metric, Column(metric, plots.label(metric), 3))
         corner, heads = ("pair", tuple(map(_all, groups))) if many else ("", tuple(pairs))
-        tables.append(DifferenceTable(column, corner, heads, rows, Markup(plot), about))
+        tables.append(DifferenceTable(column, corner, heads, rows, plot, about))
     return sorted(tables, key=lambda table: table.metric.name != _main(result))
 
 
@@ -343,11 +342,11 @@ def _fact(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def script(*names: str) -> tuple[Markup, Markup]:
+def script(*names: str) -> tuple[str, str]:
     """Give scripts of the templates as one, and the source expression that lets a page run this one and no other."""
     text = "\n".join(asset(name) for name in names)
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    return Markup(text), Markup(f"'sha256-{digest}'")
+    return text, f"'sha256-{digest}'"
 
 
 def asset(name: str) -> str:

@@ -233,7 +233,9 @@ def read(path: Path) -> Result:
         newer = f"expected schema version {SCHEMA_VERSION} in {file}, got {content['schema_version']}"
         raise ValueError(f"{newer}: read it with the version of `bench` that wrote it, or measure again")
     try:
-        return OWN.get(str(content.get("benchmark")), Result).model_validate(content)
+        own = OWN.get(str(content.get("benchmark")), Result)
+        says_more = content.keys() & (own.model_fields.keys() - Result.model_fields.keys())
+        return (own if says_more else Result).model_validate(content)  # a comparison has the schema's fields alone
     except ValidationError as error:
         mistakes = error.errors()
         said = [f"{'.'.join(map(str, m['loc'])) or 'file'}: {m['msg']}" for m in mistakes[:SHOWN_MISTAKES]]

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -160,6 +159,6 @@ def _page(template: str, *, status: int = 200, **given: Any) -> Response:
     page = (
         report.environment()
         .get_template(template)
-        .render(css=Markup(report.asset("page.css")), script=script, script_hash=policy, status=status, **given)
+        .render(css=report.asset("page.css"), script=script, script_hash=policy, status=status, **given)
     )
     return HTMLResponse(page, status_code=status)

@@ -103,7 +103,8 @@ def fitting(setting: Setting, systems: Sequence[System]) -> dict[str, Any]:
 def named(given: Sequence[str]) -> list[System]:
     """Read `[NAME=]BUNDLE` arguments: the same name again is another training run of that system.
 
-    Without a name a system is called by its bundle's kind, and by its folder where that is taken.
+    Without a name, what a package ships or the hub holds keeps its own, and a folder's bundle is called by its kind, or
+    by its place where that is taken.
     """
     from backbones import bundle
 
@@ -113,7 +114,7 @@ def named(given: Sequence[str]) -> list[System]:
         folder = bundle.resolve(place)
         if not name:
             parts = [p for p in folder.parts if p not in ("bundle", "bundles")]
-            name = place if place == folder.name else bundle.load(folder).kind
+            name = bundle.load(folder).kind if Path(place).exists() else place
             name = name if name not in runs else "/".join(parts[-2:])
         runs.setdefault(name, []).append(folder)
     return [System(name, tuple(folders)) for name, folders in runs.items()]
