@@ -7,7 +7,7 @@ first evidence frame.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -68,6 +68,7 @@ class Evidence(BaseModel):
         return [text for one in process if (text := " ".join(one.split())[:80])]
 
 
+@runtime_checkable
 class Witness(Protocol):
     """Whoever testifies: `name` stands in the manifest; NoEvidence when nothing usable comes."""
 

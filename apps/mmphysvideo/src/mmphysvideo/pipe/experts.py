@@ -8,7 +8,7 @@ runs on films and on the simulated world. Without a depth model the scene is the
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -28,6 +28,7 @@ LEAST_OVERLAP = 0.1
 """IoU of a subject's box with a moving body's below which they are not the same: our choice."""
 
 
+@runtime_checkable
 class Segmenter(Protocol):
     """Labels each pixel with 1 for the first subject, 2 for the second, ..., 0 for none."""
 
@@ -36,6 +37,7 @@ class Segmenter(Protocol):
     def segment(self, clip: Seen, subjects: Sequence[Subject]) -> UInt8[np.ndarray, "t h w"]: ...
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Follows points of every labelled subject."""
 
@@ -44,6 +46,7 @@ class Tracker(Protocol):
     def track(self, clip: Seen, masks: UInt8[np.ndarray, "t h w"]) -> Tracks: ...
 
 
+@runtime_checkable
 class Depth(Protocol):
     """Gives Z of each pixel, of one scale over the clip, and the focal length in pixels."""
 

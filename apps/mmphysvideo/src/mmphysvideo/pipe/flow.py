@@ -119,7 +119,9 @@ def _advanced(
 ) -> tuple[Float32[np.ndarray, "n 2"], Bool[np.ndarray, " n"]]:
     """Where seeds that have a place in the frame before are in frame k, and whether they are on the body there."""
     before = position[:, k - 1]
-    centre = np.argwhere(mask[k]).mean(0) - np.argwhere(mask[k - 1]).mean(0) if mask[k].any() else np.zeros(2)
+    centre = np.zeros(2, np.float32)
+    if mask[k].any() and mask[k - 1].any():
+        centre = (np.argwhere(mask[k]).mean(0) - np.argwhere(mask[k - 1]).mean(0)).astype(np.float32)
     chain, good = _flow(pictures[k - 1], pictures[k], before, before + centre, window)
     there = np.where(good[:, None], chain, before + centre)
     there, held = _agreed(before, there, good)
