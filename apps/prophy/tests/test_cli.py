@@ -44,7 +44,7 @@ def test_generate_compares_draws_and_notes(run, tmp_path):
     call = ["generate", "a large blue ball is thrown to the left", "--bundle", str(home / "run/bundle")]
     done = runner.invoke(app, [*call, "--compare", "--maps", "--out", str(out)])
     assert done.exit_code == 0, done.output
-    assert {p.name for p in tmp_path.iterdir()} == {"ball.mp4", "ball.json", "ball-experts.png"}
+    assert {p.name for p in tmp_path.iterdir()} == {"ball.mp4", "ball.json", "ball-maps.png", "ball-experts.png"}
     about = json.loads((tmp_path / "ball.json").read_text())
     assert about["shows"] == ["base", "prophy"]
     assert len(about["refinement"]) == 2
@@ -94,7 +94,9 @@ def test_evaluate_pairs_bundles_and_reports_the_routers(run, tmp_path, monkeypat
     report = found["routers"]["0-prophy"]
     assert len(report["semantic"]["pearson"]) == 8
     assert report["refinement"]["passes"] == (report["refinement"]["score"] >= 0.3)
-    assert (tmp_path / "e-0-prophy-pearson.png").stat().st_size > 1000
+    assert 0 < report["refinement"]["attention"] <= 1
+    for drawn in ("pearson", "places"):
+        assert (tmp_path / f"e-0-prophy-{drawn}.png").stat().st_size > 1000
     assert "localisation" in done.stdout
 
 

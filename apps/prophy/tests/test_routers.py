@@ -12,6 +12,7 @@ import physworld
 from backbones import Text
 from physworld.captions import VOCABULARY, words
 from prophy.evaluate import bootstrap
+from prophy.places import look
 from prophy.rewordings import reworded, sentences
 from prophy.routers import paraphrases, refinement_report
 
@@ -105,6 +106,7 @@ def test_the_shipped_refinement_router_finds_the_phenomena():
 
     torch.manual_seed(0)
     backbone = backbones.load("world")
-    report = refinement_report(load_adapter(None, backbone), backbone, clips=3)
+    adapter = load_adapter(None, backbone)
+    report = refinement_report(adapter, look(adapter, backbone, clips=3))
     assert report.passes
     assert report.score > 2 * report.random_quantile

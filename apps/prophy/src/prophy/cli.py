@@ -220,7 +220,7 @@ def generate(
     bundle: Bundled = None,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     compare: Annotated[bool, typer.Option("--compare", help="base on the left, same noise")] = False,
-    maps: Annotated[bool, typer.Option("--maps", help="also draw who refines which token")] = False,
+    maps: Annotated[bool, typer.Option("--maps", help="also draw what REB finds where, and how")] = False,
     out: Annotated[Path, typer.Option("--out", help="mp4 to write; a json lies beside it")] = Path("video.mp4"),
 ) -> None:
     """Generate a video; without --config, the settings are those that the bundle was trained with.
@@ -256,6 +256,7 @@ def evaluate(
     from prophy.adapter import ProphyAdapter
     from prophy.evaluate import evaluate as run
     from prophy.labels import names
+    from prophy.places import look
     from prophy.routers import refinement_report, semantic_report
     from prophy.train import kind_of
 
@@ -279,9 +280,13 @@ def evaluate(
                 drawn.append(pictures.pearson(torch.tensor(report.pearson), known, path))
             _bar(name, "semantic routing", report.accuracy, f"{report.initial:.3f} untrained", report.passes)
         if adapter.refine is not None and adapter.recipe.aligned:
-            where = refinement_report(adapter, backbone)
+            places = look(adapter, backbone)
+            where = refinement_report(adapter, places)
+            if out is not None:
+                drawn.append(pictures.compared(places, out.with_name(f"{out.stem}-{name}-places.png")))
             found["refinement"] = vars(where) | {"passes": where.passes}
-            _bar(name, "localisation", where.score, f"{where.random_quantile:.3f} random", where.passes)
+            beside = f"{where.attention:.3f} own attention, {where.random_quantile:.3f} random"
+            _bar(name, "localisation", where.score, beside, where.passes)
         reports[name] = found
     result = run(backbone, adapters, clips=clips, split=split, seed=seed, routers=reports, quiet=quiet)
     kinds = list(result.runs)

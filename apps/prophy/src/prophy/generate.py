@@ -142,12 +142,13 @@ def generate(
     compare: bool = False,
     maps: bool = False,
 ) -> list[Path]:
-    """Write `out` (mp4) and its json; with `compare` the base stands to the left; with `maps` a picture of who refines
-    which token, at the last noise level.
+    """Write `out` (mp4) and its json; with `compare` the base stands to the left; with `maps` two pictures at
+    the last noise level: where REB finds what the prompt speaks of, and who refines which token.
 
     ValueError for an `out` that is a folder or names another format, and for `maps` of an adapter without REB.
     """
     from prophy import pictures
+    from trainers.pictures import beside
 
     out, recipe = named(out), adapter.recipe
     if maps and getattr(adapter, "refine", None) is None:
@@ -158,7 +159,7 @@ def generate(
     shown, frames, scale = [kind_of(recipe)], film, max(1, -(-VISIBLE // film.shape[1]))
     if base is not None:
         shown = ["base", *shown]
-        frames, scale = pictures.beside([to_bytes(base[0]), film], shown, scale=scale), 1
+        frames, scale = beside([to_bytes(base[0]), film], shown, scale=scale), 1
     written = [video.write(out, frames, backbone.spec.time.fps, scale=scale)]
     about = {
         "prompt": prompt,
@@ -174,9 +175,10 @@ def generate(
     written.append(_write_text(out.with_suffix(".json"), json.dumps(about, indent=1) + "\n"))
     if maps and journal.last is not None:
         about_it = f"“{prompt}”, seed {seed}, noise level {journal.levels[-1]['sigma']:.3f}"
-        written.append(
-            pictures.experts(journal.last, film, out.with_name(f"{out.stem}-experts.png"), recipe, about=about_it)
-        )
+        drawn = out.with_name(f"{out.stem}-maps.png")
+        written.append(pictures.found(journal.last, film, drawn, recipe, prompt=prompt, about=about_it))
+        drawn = out.with_name(f"{out.stem}-experts.png")
+        written.append(pictures.experts(journal.last, film, drawn, about=about_it))
     return written
 
 

@@ -1,8 +1,7 @@
-"""Pictures for people: two videos side by side under their names, who refines which token over the frames, and how
-alike the semantic router treats the categories.
+"""Pictures for people: where REB finds what a prompt speaks of, who refines which token, where the truth and the frozen
+generator's own attention put a phenomenon beside that, and how alike the semantic router treats the categories.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,53 +11,78 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float, UInt8
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from physexperts import expert_maps
+from physexperts import MECHANISMS, expert_maps
 from prophy.adapter import Seen
 from prophy.config import Recipe
-from prophy.labels import names
+from prophy.labels import names, said_in
+from prophy.places import Places
+from trainers.pictures import rows, save
+from vlmdistill.localisation import localise
 
-__all__ = ["beside", "experts", "pearson"]
+__all__ = ["compared", "experts", "found", "pearson"]
 
-HEADER = 28
-"""Height of the strip of names in pixels."""
-GAP = 16
 CATEGORIES_SHOWN = 3
-"""Maps of categories below those of the experts: the strongest of the clip."""
+"""Maps of a prompt that names no category: the strongest of the clip."""
 
 
-def beside(
-    films: Sequence[UInt8[np.ndarray, "t h w 3"]], titles: Sequence[str], *, scale: int
-) -> UInt8[np.ndarray, "t h2 w2 3"]:
-    """Videos side by side, enlarged by pixel copies, each under its name."""
-    columns = []
-    for film, title in zip(films, titles, strict=True):
-        panel = film.repeat(scale, 1).repeat(scale, 2)
-        header = np.broadcast_to(_written(title, panel.shape[2]), (len(panel), HEADER, panel.shape[2], 3))
-        gap = np.full((len(panel), HEADER + panel.shape[1], GAP, 3), 255, np.uint8)
-        columns += [gap, np.concatenate([header, panel], 1)]
-    return np.concatenate(columns[1:], 2)
-
-
-def experts(seen: Seen, film: UInt8[np.ndarray, "t h w 3"], out: Path, recipe: Recipe, *, about: str) -> Path:
-    """Draw the weight of each refinement expert and the strongest categories' maps over latent times, below the frames.
-
-    The conditional branch's first clip. Each row has its own colour scale, printed at its right.
+def found(
+    seen: Seen, film: UInt8[np.ndarray, "t h w 3"], out: Path, recipe: Recipe, *, prompt: str, about: str
+) -> Path:
+    """Draw the map that REB's head reads for each category that the prompt speaks of, below the frames; the strongest
+    ones of a prompt that speaks of none.
     """
+    refinement, known = seen.refinement, names(recipe.data.vocabulary)
+    assert refinement is not None
+    read = refinement.on_grid[_row(seen)].detach().float().cpu()
+    asked = said_in(prompt, recipe.data.vocabulary).nonzero()[:, 0].tolist()
+    title = f"where REB finds what the prompt speaks of: {about}"
+    if not asked:
+        asked = read.flatten(1).amax(1).argsort(descending=True)[:CATEGORIES_SHOWN].tolist()
+        title = f"the prompt names no category; REB's strongest maps: {about}"
+    fields = {known[c].replace("_", "\n"): read[c].numpy() for c in asked}
+    return _over_time(fields, film, refinement.grid[0], out, title)
+
+
+def experts(seen: Seen, film: UInt8[np.ndarray, "t h w 3"], out: Path, *, about: str) -> Path:
+    """Draw the weight of each refinement expert over latent times, below the frames."""
     assert seen.refinement is not None
-    row = seen.branch_rows.get("cond", slice(0, 1)).start
-    grid = seen.refinement.grid
-    weights = expert_maps(seen.refinement.routing, grid)[row].cpu()
-    read = seen.refinement.on_grid[row].detach().float().cpu()
-    known = names(recipe.data.vocabulary)
-    strongest = read.flatten(1).amax(1).argsort(descending=True)[:CATEGORIES_SHOWN].tolist()
-    rows = {f"expert {e}\nweight": weights[e].numpy() for e in range(len(weights))}
-    rows |= {f"read as\n{known[c]}": read[c].numpy() for c in strongest}
-    times = np.linspace(0, len(film) - 1, grid[0]).round().astype(int)
-    return _rows(rows, [film[t] for t in times], [f"frame {t}" for t in times], out, f"refinement experts: {about}")
+    weights = expert_maps(seen.refinement.routing, seen.refinement.grid)[_row(seen)].cpu()
+    fields = {f"expert {e}\nweight": weights[e].numpy() for e in range(len(weights))}
+    return _over_time(fields, film, seen.refinement.grid[0], out, f"refinement experts: {about}")
+
+
+def compared(places: Places, out: Path) -> Path:
+    """Draw one clip a mechanism: a frame, where the exact fields, REB and the generator's own attention put it.
+
+    The clip is the first of its mechanism, its latent time the one in which the mechanism is strongest; above each map
+    stands its average precision above chance over the whole clip.
+    """
+    chosen = [_first(places, name) for name in MECHANISMS]
+    shown = [(name, i) for name, i in zip(MECHANISMS, chosen, strict=True) if i is not None]
+    lines = ("frame", "exact fields", "REB", "own attention")
+    figure, axes = plt.subplots(
+        len(lines), len(shown), figsize=(1.45 * len(shown) + 1, 1.62 * len(lines) + 0.5), layout="constrained"
+    )
+    read = places.read()
+    for column, (name, i) in zip(axes.T, shown, strict=True):
+        truth, clip = places.truth[i][name], places.clips[i]
+        at = int(places.strength[i][name].clamp(min=0).flatten(1).sum(1).argmax())
+        column[0].imshow(clip.video[places.frames[at]])
+        column[0].set_title(name.replace("_", " "), fontsize=9)
+        column[1].imshow(places.strength[i][name][at].clamp(min=0).numpy(), cmap="viridis")
+        for axis, maps in zip(column[2:], (read[i], places.attention[i]), strict=True):
+            if name in maps:
+                axis.imshow(maps[name][at].numpy(), cmap="viridis")
+                axis.set_title(f"{localise(maps[name], truth).above_chance:.2f}", fontsize=8)
+    for line, label in zip(axes, lines, strict=True):
+        line[0].set_ylabel(label, fontsize=9)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    figure.suptitle("where a phenomenon is, at 10 % noise (average precision above chance of the clip)", fontsize=10)
+    return save(figure, out)
 
 
 def pearson(matrix: Float[Tensor, "L L"], categories: Sequence[str], out: Path) -> Path:
@@ -70,56 +94,24 @@ def pearson(matrix: Float[Tensor, "L L"], categories: Sequence[str], out: Path) 
     axis.set_yticks(range(len(categories)), categories, fontsize=8)
     axis.set_title("Pearson correlation of semantic routing", fontsize=9)
     figure.colorbar(drawn, ax=axis, fraction=0.05)
-    return _saved(figure, out)
+    return save(figure, out)
 
 
-def _written(text: str, width: int) -> UInt8[np.ndarray, "h w 3"]:
-    figure = Figure(figsize=(width / 100, HEADER / 100), dpi=100)
-    canvas = FigureCanvasAgg(figure)
-    figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=11)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[:HEADER, :width, :3].copy()
+def _row(seen: Seen) -> int:
+    """The conditional side's first clip."""
+    return seen.branch_rows.get("cond", slice(0, 1)).start
 
 
-def _rows(
-    rows: dict[str, np.ndarray],
-    frames: Sequence[UInt8[np.ndarray, "h w 3"]],
-    columns: Sequence[str],
-    path: Path,
-    title: str,
+def _first(places: Places, name: str) -> int | None:
+    """The first clip made for a mechanism in which it is somewhere and not everywhere."""
+    for i, (clip, truth) in enumerate(zip(places.clips, places.truth, strict=True)):
+        if clip.mechanism == name and name in truth and bool(truth[name].any()) and not bool(truth[name].all()):
+            return i
+    return None
+
+
+def _over_time(
+    fields: dict[str, np.ndarray], film: UInt8[np.ndarray, "t h w 3"], latents: int, out: Path, title: str
 ) -> Path:
-    tall = 1.2 * frames[0].shape[0] / frames[0].shape[1]
-    figure, axes = plt.subplots(
-        len(rows) + 1,
-        len(columns),
-        figsize=(1.2 * len(columns) + 3.2, (tall + 0.12) * (len(rows) + 1) + 0.9),
-        squeeze=False,
-        layout="constrained",
-    )
-    figure.suptitle(title, wrap=True, fontsize=9)
-    for axis, frame, name in zip(axes[0], frames, columns, strict=True):
-        axis.imshow(frame)
-        axis.set_title(name, fontsize=8)
-    # The bar of the frames is not seen: it takes the room that the other rows' bars take.
-    figure.colorbar(axes[0][0].images[0], ax=list(axes[0]), fraction=0.05, pad=0.01).ax.set_visible(False)
-    axes[0][0].set_ylabel("video", rotation=0, ha="right", va="center", fontsize=8)
-    for line, (name, field) in zip(axes[1:], rows.items(), strict=True):
-        low, high = min(0.0, float(field.min())), float(field.max())
-        drawn = [
-            axis.imshow(picture, vmin=low, vmax=high if high > low else low + 1, cmap="viridis")
-            for axis, picture in zip(line, field, strict=True)
-        ]
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
-        figure.colorbar(drawn[0], ax=list(line), fraction=0.05, pad=0.01).ax.tick_params(labelsize=7)
-    for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
-    return _saved(figure, path)
-
-
-def _saved(figure: Figure, path: Path) -> Path:
-    part = path.with_name(f".{path.stem}.{os.getpid()}.tmp.png")
-    figure.savefig(part, dpi=110, bbox_inches="tight")
-    plt.close(figure)
-    part.replace(path)
-    return path
+    times = np.linspace(0, len(film) - 1, latents).round().astype(int)
+    return rows(fields, [film[t] for t in times], [f"frame {t}" for t in times], out, title)

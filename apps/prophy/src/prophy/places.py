@@ -36,7 +36,7 @@ NAMING = {
     "compressible_flow": "air blast blasts spread spreads",
     "phase_change": "ice disk disks melt melts grow grows",
     "collision": "ball hits bounces sticks",
-    "thermal": "hot spot spots spread spreads",
+    "thermal": "hot warm cold spot spots spread spreads",
     "optical": "wave ripple ripples slit slits spread spreads",
 }
 """The words of a caption that name its phenomenon: what it acts on and what happens."""

@@ -8,7 +8,8 @@ both. The same on the 200 that the stage was tuned on (`data/paraphrases-dev.jso
 
 Refinement. The map that REB's head reads for a clip's mechanism, at 10 % noise, against the cells where the mechanism
 truly acts more than average: average precision above chance, macro over mechanisms that fill less than half of their
-clips. Bar: >= 0.3, and above the 97.5 % quantile of 200 random routers of the same tokens.
+clips. Bar: >= 0.3, and above the 97.5 % quantile of 200 random routers of the same tokens. Beside it stands the same
+score of the frozen backbone's own attention to the words (`prophy.places`).
 """
 
 import json
@@ -24,26 +25,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import physworld
-from backbones import Backbone, Text, paths
+from backbones import Backbone, Text
 from physexperts import MECHANISMS, Labels, RouterStats
-from prophy import where
-from prophy.adapter import ProphyAdapter, answering
+from prophy.adapter import ProphyAdapter
 from prophy.config import Recipe
-from prophy.data import token_grid
 from prophy.labels import shuffled
-from prophy.refine import Refinement
+from prophy.places import Places
 from prophy.rewordings import sentences
 from prophy.train import fresh, stages, standardise
 from trainers import fit
-from vlmdistill import token_targets
-from vlmdistill.localisation import Localisation, bar, localise, macro, random_router
+from vlmdistill.localisation import Localisation, bar, macro, random_router
 
 __all__ = ["RefinementReport", "SemanticReport", "paraphrases", "refinement_report", "semantic_report"]
 
 CAPTIONS = 64
 """Training captions a mechanism that centroids are made of."""
 SEMANTIC_BAR, SEMANTIC_LEAD = 0.9, 0.2
-LOCALISATION_BAR, NOISE = 0.3, 0.1
+LOCALISATION_BAR = 0.3
 RANDOM_ROUTERS = 200
 
 
@@ -73,13 +71,15 @@ class SemanticReport:
 
 @dataclass(frozen=True)
 class RefinementReport:
-    """Average precision above chance (macro, by mechanism), with prevalences and the quantile of random routers; how
-    the tokens are shared among the experts.
+    """Average precision above chance (macro, by mechanism), with prevalences and the quantile of random routers; the
+    same of the backbone's own attention to the phenomenon's words; how the tokens are shared among the experts.
     """
 
     score: float
     random_quantile: float
+    attention: float
     by_mechanism: dict[str, float]
+    attention_by_mechanism: dict[str, float]
     prevalence: dict[str, float]
     pointing: dict[str, float]
     load: list[float]
@@ -155,70 +155,35 @@ def _trained_on(captions: list[str], labels: Float[Tensor, "n L"], recipe: Recip
     return adapter.eval()
 
 
-def refinement_report(
-    adapter: ProphyAdapter, backbone: Backbone, *, clips: int = 8, split: str = "val"
-) -> RefinementReport:
-    """Measure the refinement router on `clips` held-out clips a mechanism."""
-    assert adapter.refine is not None
-    recipe = adapter.recipe
-    grid, times_s = token_grid(recipe, backbone)
-    known = MECHANISMS
-    made = [c for m in known for c in physworld.simulate_many(m, range(clips), split=split)]
-    truth = []
-    for clip in made:
-        maps = where.seen_in(clip, clip.labels, contact_frames=recipe.targets.contact_frames)
-        laid = token_targets(maps, categories=known, present=list(maps.maps), grid=grid, times_s=times_s)
-        truth.append({c: laid.mask[known.index(c)] for c in maps.maps})
-    tokens: list[Tensor] = []
-    hook = adapter.refine.router.register_forward_pre_hook(lambda _, given: tokens.append(given[0].detach()))
-    try:
-        found = _refinement(adapter, backbone, made)
-    finally:
-        hook.remove()
-    maps, seen = found.on_grid, tokens[0]
-
-    def scored(maps: Float[Tensor, "b L t y x"]) -> dict[str, list[Localisation]]:
-        scores: dict[str, list[Localisation]] = {m: [] for m in known}
-        for i, each in enumerate(truth):
-            for name, cells in each.items():
-                if bool(cells.any()) and not bool(cells.all()):
-                    scores[name].append(localise(maps[i, known.index(name)], cells))
-        return scores
+def refinement_report(adapter: ProphyAdapter, places: Places) -> RefinementReport:
+    """Measure the refinement router, and beside it the backbone's own attention, on what was seen of held-out clips."""
+    grid, seen = places.refinement.grid, places.tokens
 
     def at_random(seed: int) -> float:
-        routed = random_router(seen.flatten(0, 1), len(known), seed).unflatten(0, seen.shape[:2])
-        return macro(scored(routed.mT.unflatten(-1, grid)))
+        routed = random_router(seen.flatten(0, 1), len(MECHANISMS), seed).unflatten(0, seen.shape[:2])
+        maps = routed.mT.unflatten(-1, grid)
+        by = [{n: row[MECHANISMS.index(n)] for n in true} for row, true in zip(maps, places.truth, strict=True)]
+        return macro(places.scored(by))
 
-    mine = scored(maps)
+    mine, own = places.scored(places.read()), places.scored(places.attention)
     result = bar(macro(mine), at_random, floor=LOCALISATION_BAR, draws=RANDOM_ROUTERS)
-    stats = RouterStats(recipe.refine.experts)
-    stats.update(found.routing)
+    stats = RouterStats(adapter.recipe.refine.experts)
+    stats.update(places.refinement.routing)
     health = stats.read()
 
-    def mean(part: str) -> dict[str, float]:
-        got = {m: [getattr(one, part) for one in each] for m, each in mine.items() if each}
+    def mean(scores: dict[str, list[Localisation]], part: str) -> dict[str, float]:
+        got = {m: [getattr(one, part) for one in each] for m, each in scores.items() if each}
         return {m: round(sum(each) / len(each), 3) for m, each in got.items()}
 
     return RefinementReport(
         score=result.score,
         random_quantile=result.random_quantile,
-        by_mechanism=mean("above_chance"),
-        prevalence=mean("prevalence"),
-        pointing=mean("pointing"),
+        attention=macro(own),
+        by_mechanism=mean(mine, "above_chance"),
+        attention_by_mechanism=mean(own, "above_chance"),
+        prevalence=mean(mine, "prevalence"),
+        pointing=mean(mine, "pointing"),
         load=[round(float(x), 3) for x in health.load],
         entropy=health.entropy,
         dead=list(health.dead),
     )
-
-
-def _refinement(adapter: ProphyAdapter, backbone: Backbone, clips: list[physworld.Clip]) -> Refinement:
-    """What REB says of clips noised to 10 %, in one forward."""
-    frames = torch.stack([torch.from_numpy(c.video) for c in clips]).permute(0, 4, 1, 2, 3)
-    with torch.no_grad(), answering(backbone, adapter):
-        x0 = backbone.encode(frames.float().to(adapter.recipe.device) / 127.5 - 1)
-        sigma = torch.full((len(x0),), NOISE, device=x0.device)
-        eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).to(x0.device)
-        backbone.predict(paths.noise(x0, eps, sigma), sigma, backbone.embed([c.caption for c in clips]))
-    assert adapter.seen is not None
-    assert adapter.seen.refinement is not None
-    return adapter.seen.refinement
