@@ -55,7 +55,7 @@ def run(
     *,
     shown: str,
     watch: Callable[[int, str, float], None] | None = None,
-    timeout_s: float = 240.0,
+    timeout_s: float = 600.0,  # a loaded machine may take minutes to import
 ) -> LiveRun:
     """Run a training command, following its log; `watch(step, stage, loss)` is called for each new line.
 
