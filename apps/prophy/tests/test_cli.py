@@ -6,6 +6,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from physworld.evaluation import Evaluation
 from prophy.cli import app
 
 runner = CliRunner()
@@ -66,12 +67,11 @@ def test_export_gives_the_same_bundle(run, tmp_path):
 
 
 def test_evaluate_pairs_bundles_and_reports_the_routers(run, tmp_path, monkeypatch):
-    from prophy import evaluate, routers
+    from prophy import routers
 
     home, _ = run
     monkeypatch.setattr(routers, "CAPTIONS", 4)
     monkeypatch.setattr(routers, "RANDOM_ROUTERS", 3)
-    monkeypatch.setattr(evaluate, "MECHANISMS", evaluate.MECHANISMS)
     bundle = str(home / "run/bundle")
     call = [
         "evaluate",
@@ -87,11 +87,12 @@ def test_evaluate_pairs_bundles_and_reports_the_routers(run, tmp_path, monkeypat
     ]
     done = runner.invoke(app, call)
     assert done.exit_code == 0, done.output
-    found = json.loads((tmp_path / "e.json").read_text())
-    assert found["runs"] == {"base": 1, "prophy": 2}
-    assert set(found["differences"]) == {"prophy - base"}
-    assert set(found["routers"]) == {"0-prophy", "1-prophy"}
-    report = found["routers"]["0-prophy"]
+    found = Evaluation.load(tmp_path / "e.json")
+    assert {name: len(runs) for name, runs in found.methods.items()} == {"base": 1, "prophy": 2}
+    assert found.pairs() == [("prophy", "base")]
+    assert found.difference("prophy")["all"].runs == (2, 1)
+    assert set(found.more["routers"]) == {"0-prophy", "1-prophy"}
+    report = found.more["routers"]["0-prophy"]
     assert len(report["semantic"]["pearson"]) == 8
     assert report["refinement"]["passes"] == (report["refinement"]["score"] >= 0.3)
     assert 0 < report["refinement"]["attention"] <= 1
@@ -100,21 +101,30 @@ def test_evaluate_pairs_bundles_and_reports_the_routers(run, tmp_path, monkeypat
     assert "localisation" in done.stdout
 
 
-def test_check_and_plan_show_what_will_happen(sets, tmp_path):
-    done = runner.invoke(app, ["check", *sets, "--cache", str(tmp_path), "--quiet"])
+def test_check_looks_at_everything_and_writes_nothing(sets, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = runner.invoke(app, ["check", *sets, "--cache", str(tmp_path / "cache")])
     assert done.exit_code == 0, done.output
-    assert "bit for bit" in done.stdout
-    assert "exact fields" in done.stdout
-    done = runner.invoke(app, ["plan", *sets])
-    assert done.exit_code == 0, done.output
-    assert "semantic" in done.stdout
-    assert "prophy" in done.stdout
+    for said in ("bit for bit", "exact fields", "PSNR", "rigid_body 2", "GB free", "even within"):
+        assert said in " ".join(done.stdout.split())
+    assert not list(tmp_path.iterdir())
 
 
-def test_time_is_one_json_line(sets):
+def test_time_measures_every_kind_of_step_and_plan_goes_by_it(sets, tmp_path):
     done = runner.invoke(app, ["time", *sets, "--steps", "1"])
     assert done.exit_code == 0, done.output
-    assert set(json.loads(done.stdout)["seconds"]) == {"step", "frozen_forward"}
+    line = json.loads(done.stdout)
+    assert set(line["seconds_a_step"]) == {"semantic", "prophy", "frozen"}
+    line |= {"device": "cuda", "device_name": "NVIDIA H100 80GB HBM3"}
+    (tmp_path / "time.jsonl").write_text(json.dumps(line))
+    words = ["plan", *sets, "--gpu", "h100", "--measured", str(tmp_path / "time.jsonl"), "--clips", "1000"]
+    done = runner.invoke(app, words)
+    assert done.exit_code == 0, done.output
+    for said in ("semantic", "prophy", "1,000 clips", "maps", "measured"):
+        assert said in done.stdout
+    made = json.loads(runner.invoke(app, [*words, "--json"]).stdout)
+    assert made["rows"][0]["seconds"]["prophy"] == pytest.approx(line["seconds_a_step"]["prophy"]["wall_s"])
+    assert made["rows"][0]["fits"]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +139,7 @@ def test_time_is_one_json_line(sets):
         (["plan", "--set", "branch.blocks=9"], "branch.blocks"),
         (["train", "--stage", "coupel"], "expected a stage"),
         (["cache", "--set", "data.source=/nowhere.json", "--set", "targets.source=none"], "found nothing"),
-        (["plan", "--set", "device=cuda"], "CUDA"),
+        (["time", "--set", "device=cuda"], "CUDA"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_one(call, sentence, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from backbones import attach, blocks_of, sample
-from prophy.adapter import ProphyAdapter, answering, count
+from prophy.adapter import ProphyAdapter, count
 from prophy.physical import embedded, places
 from prophy.train import Trainer, fresh
 
@@ -53,7 +53,7 @@ def test_gradients_reach_every_part_of_the_adapter_and_nothing_else(
     backbone, sets = families[family]
     recipe = make_recipe(*KINDS[kind], *sets)
     adapter = move(fresh(recipe, backbone))
-    with backbone.frozen(), answering(backbone, adapter):
+    with backbone.frozen(), attach(backbone, adapter, in_predict=True):
         adapter.train()
         terms = Trainer(recipe, adapter, backbone).loss(batch_of(recipe, backbone), progress())
         sum(t for name, t in terms.items() if not name.startswith("log/")).backward()
@@ -119,7 +119,7 @@ def test_physics_accumulates_along_the_chain(backbone, make_recipe, move, batch_
     adapter, seen = move(fresh(recipe, backbone)), []
     adapter.physical.copies[-1].register_forward_pre_hook(lambda m, given: seen.append(given[0].clone()))
     trainer = Trainer(recipe, adapter, backbone)
-    with torch.no_grad(), answering(backbone, adapter):
+    with torch.no_grad(), attach(backbone, adapter, in_predict=True):
         for _ in range(2):
             trainer.loss(batch_of(recipe, backbone), progress())
             adapter.physical.copies[0].ffn.net[2].weight.add_(0.5)
@@ -131,7 +131,7 @@ def test_all_semantic_experts_answer_and_two_refinement_experts_a_token(
 ):
     recipe = make_recipe()
     adapter = move(fresh(recipe, backbone))
-    with torch.no_grad(), answering(backbone, adapter):
+    with torch.no_grad(), attach(backbone, adapter, in_predict=True):
         Trainer(recipe, adapter, backbone).loss(batch_of(recipe, backbone), progress())
     rho, token = adapter.seen.semantics.routing, adapter.seen.refinement.routing
     assert bool((rho.weights > 0).all())
@@ -149,7 +149,7 @@ def test_refinement_acts_on_the_tokens_between_text_and_feed_forward_of_the_last
     last.attn2.register_forward_hook(lambda *_: order.append("text"))
     adapter.refine.register_forward_hook(lambda *_: order.append("refine"))
     last.ffn.register_forward_hook(lambda *_: order.append("feed-forward"))
-    with torch.no_grad(), answering(backbone, adapter):
+    with torch.no_grad(), attach(backbone, adapter, in_predict=True):
         Trainer(recipe, adapter, backbone).loss(batch_of(recipe, backbone), progress())
     assert order == ["text", "refine", "feed-forward"]
 

@@ -4,14 +4,12 @@ import json
 import re
 from importlib.resources import files
 
-import numpy as np
 import pytest
 import torch
 
 import physworld
 from backbones import Text
 from physworld.captions import VOCABULARY, words
-from prophy.evaluate import bootstrap
 from prophy.places import look
 from prophy.rewordings import reworded, sentences
 from prophy.routers import paraphrases, refinement_report
@@ -87,17 +85,6 @@ def test_sentences_carry_the_labels_of_their_caption_and_are_embedded_once():
     batch = data.get_batch(torch.arange(len(data)))
     assert [asked[int(row[0, 0])] for row in batch["text"]] == [s for c in captions for s in (c, *reworded(c))]
     assert len(sentences(captions, torch.eye(3), embed, other_words=False)) == 3
-
-
-def test_the_bootstrap_covers_clips_and_seeds():
-    rng = np.random.default_rng(0)
-    same = rng.normal(0, 1, (1, 64))
-    assert bootstrap(same + 0.1, same).low == pytest.approx(0.1)  # paired: a shift of every clip has no spread
-    seeds = same + np.array([[-0.5], [0.0], [0.5]])
-    wide, narrow = bootstrap(seeds, same), bootstrap(same, same)
-    assert wide.high - wide.low > 0.3
-    assert narrow.high - narrow.low == pytest.approx(0)
-    assert bootstrap(same, same, interval=False).low is None
 
 
 def test_the_shipped_refinement_router_finds_the_phenomena():

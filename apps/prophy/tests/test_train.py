@@ -1,5 +1,6 @@
 """Laws of training: every ablation row trains, resume is exact, a bundle comes back, checkpointing changes nothing."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 import yaml
 
 from backbones import attach, bundle, sample
-from prophy.adapter import ProphyAdapter, answering
+from prophy.adapter import ProphyAdapter
 from prophy.config import RECIPES, load_recipe
 from prophy.generate import load_adapter
 from prophy.timing import random_data
@@ -107,7 +108,7 @@ def test_checkpointing_gives_the_same_gradients(family, families, make_recipe, m
     for on in (False, True):
         getattr(backbone.transformer, f"{'enable' if on else 'disable'}_gradient_checkpointing")()
         adapter.zero_grad()
-        with backbone.frozen(), answering(backbone, adapter):
+        with backbone.frozen(), attach(backbone, adapter, in_predict=True):
             adapter.train()
             terms = Trainer(recipe, adapter, backbone).loss(batch_of(recipe, backbone), progress())
             sum(t for name, t in terms.items() if not name.startswith("log/")).backward()
@@ -116,6 +117,34 @@ def test_checkpointing_gives_the_same_gradients(family, families, make_recipe, m
     assert len(found[0]) == len(found[1])
     for plain, checkpointed in zip(*found, strict=True):
         torch.testing.assert_close(checkpointed, plain)
+
+
+@pytest.mark.parametrize("kind", ["prophy", "wisa"])
+def test_an_adapter_trains_as_it_trains_and_not_as_it_samples(kind, backbone, make_recipe, tmp_path, monkeypatch):
+    seen, stock = [], Trainer.loss
+
+    def loss(self, batch, progress):
+        seen.append(self.adapter.training)
+        return stock(self, batch, progress)
+
+    monkeypatch.setattr(Trainer, "loss", loss)
+    recipe = make_recipe("steps=1", f"adapter={kind}", "semantic.first_steps=0")
+    train(recipe, backbone, repeated(recipe, backbone), out=tmp_path, quiet=True)
+    assert seen == [True]
+
+
+def test_the_held_out_loss_is_logged_by_level_and_leaves_the_run_as_it_is(backbone, make_recipe, tmp_path):
+    recipe = make_recipe("semantic.first_steps=1")
+    data = repeated(recipe, backbone)
+    alone, _ = train(recipe, backbone, data, out=tmp_path / "alone", quiet=True)
+    watched, _ = train(recipe, backbone, data, held=data, out=tmp_path / "watched", quiet=True)
+    for key, value in alone.state_dict().items():
+        assert torch.equal(watched.state_dict()[key], value), key
+    lines = [json.loads(line) for line in (tmp_path / "watched/log.jsonl").read_text().splitlines()]
+    found = next(line["held_out"] for line in lines if "held_out" in line)
+    assert set(found) == {"diffusion", "align"}
+    assert list(found["diffusion"]) == [f"0.{i}" for i in range(1, 10)]
+    assert all(0 < value < float("inf") for value in found["diffusion"].values())
 
 
 def test_noise_levels_are_the_backbones_own(families, make_recipe):
@@ -133,7 +162,7 @@ def test_noise_levels_are_the_backbones_own(families, make_recipe):
 def test_an_empty_prompt_leaves_the_pairs(backbone, make_recipe, batch_of, progress):
     recipe = make_recipe("noise.text_dropout=0.999")
     adapter = fresh(recipe, backbone)
-    with torch.no_grad(), answering(backbone, adapter):
+    with torch.no_grad(), attach(backbone, adapter, in_predict=True):
         terms = Trainer(recipe, adapter, backbone).loss(batch_of(recipe, backbone), progress())
     assert float(terms["coarse"]) == 0
     assert isinstance(adapter, ProphyAdapter)

@@ -15,8 +15,7 @@ References: ProPhy (Wang et al., 2025), Fig. 2 and Table 3.
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from backbones import Backbone, BlockStack, Call, Text, Tokens, attach, blocks_of
+from backbones import Backbone, BlockStack, Call, Text, Tokens, blocks_of
 from physexperts import collect
 from prophy import losses
 from prophy.config import Recipe
@@ -34,7 +33,7 @@ from prophy.physical import PhysicalBlocks, embedded
 from prophy.refine import Refinement, RefinementExpertBlock
 from prophy.semantic import SemanticExpertBlock, Semantics
 
-__all__ = ["ProphyAdapter", "Seen", "answering", "count"]
+__all__ = ["ProphyAdapter", "Seen", "count"]
 
 
 @dataclass
@@ -209,28 +208,12 @@ class ProphyAdapter(nn.Module):
         return out
 
 
-@contextmanager
-def answering(backbone: Backbone, adapter: nn.Module) -> Iterator[None]:
-    """Attach an adapter for training: inside, `backbone.predict` asks it too, with gradients.
-
-    While an adapter samples, `predict` is the frozen model's own voice, through `without_adapters`; here it is not
-    silenced.
-    """
-    with attach(backbone, adapter) as attached:
-        attached.off = nullcontext  # pyright: ignore[reportAttributeAccessIssue]
-        yield
-
-
 def load(adapter: Any, bundle: Any) -> None:
     """Fill an adapter's groups from a bundle and note where the weights come from."""
     for name, module in adapter.groups().items():
         own = {key: value for key, value in module.state_dict().items() if "partners." in key}  # not in a bundle
         module.load_state_dict(own | bundle.tensors.get(name, {}))
-    adapter.origin = {
-        "sha256": bundle.meta["sha256"],
-        "made_for": {key: bundle.meta["backbone"][key] for key in ("id", "backbone_digest")},
-        "steps": {stage["name"]: stage["steps"] for stage in bundle.meta["stages"]},
-    }
+    adapter.origin = bundle.origin
 
 
 @torch.no_grad()

@@ -18,9 +18,9 @@ import torch
 from prophy.config import Recipe
 from prophy.data import FLUSH_S, named, teacher_of
 from prophy.labels import vector
-from prophy.sources import clips_of
+from prophy.sources import Refused, clips_of
 from trainers import show
-from trainers.cache import Cache
+from trainers.cache import Cache, Source
 from trainers.data import Skipped
 from vlmdistill import pack
 from vlmdistill.clips import Clip as Seen
@@ -64,12 +64,12 @@ def annotate_clips(recipe: Recipe, root: Path, vlm: Vlm | None = None, *, quiet:
     _, key = teacher_of(recipe, always=True)
     assert key is not None
     cache = Cache(root)
-    source = clips_of(recipe, lambda _: None)
+    source = clips_of(recipe)
     skipped: list[Skipped] = []
     mine = computed = placeless = 0
     flushed = time.monotonic()
     try:
-        with show.bar("annotate", source.total, quiet=quiet) as bar:
+        with show.bar("annotate", len(source.clips), quiet=quiet) as bar:
             for index, clip in enumerate(source.clips):
                 bar.update(index + 1)
                 if index % world_size != rank:
@@ -77,11 +77,12 @@ def annotate_clips(recipe: Recipe, root: Path, vlm: Vlm | None = None, *, quiet:
                 mine += 1
                 present = named(vector(clip.labels, recipe.data.vocabulary), recipe)
                 placeless += not present
-                if cache.has(key(clip.content, present)):
+                maps_key = key(Source.of(clip.item.media).content, present)
+                if cache.has(maps_key):
                     continue
                 try:
-                    frames = torch.from_numpy(clip.frames())
-                except ValueError as error:
+                    frames = torch.from_numpy(clip.item.load().frames)
+                except (ValueError, Refused) as error:
                     skipped.append(Skipped(clip.id, str(error)))
                     continue
                 maps = annotate(
@@ -92,7 +93,7 @@ def annotate_clips(recipe: Recipe, root: Path, vlm: Vlm | None = None, *, quiet:
                     new_tokens=recipe.targets.max_new_tokens,
                 )
                 tensors, meta = pack(maps)
-                cache.put(key(clip.content, present), tensors, meta)
+                cache.put(maps_key, tensors, meta)
                 computed += 1
                 if time.monotonic() - flushed > FLUSH_S:
                     cache.flush()

@@ -5,16 +5,15 @@ and `recipes/cogvideox-5b.yaml` hold the paper's values. "paper" marks what the 
 open or what is scaled down. Noise levels: sigma in [0, 1], 1 is noise.
 """
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from trainers import Config, Optim, dump_config, load_config
+from trainers import Config, Optim, find_recipe, load_config
 
-__all__ = ["RECIPES", "Recipe", "load_recipe", "override"]
+__all__ = ["RECIPES", "Recipe", "load_recipe"]
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -154,6 +153,8 @@ class Recipe(Config):
     accumulate: PositiveInt = 1
     save_every: PositiveInt = 200
     store: Literal["float16", "float32"] = "float16"  # of the weights in a bundle: our choice
+    # the log's lines go there, too: tensorboard, trackio, wandb
+    trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
     checkpointing: bool = False  # recompute blocks in the backward pass instead of keeping their activations
     optim: Optim = Optim(lr=5e-4, schedule="hold_cosine", warmup_steps=20)  # not given by the paper: our choice
     branch: Branch = Branch()
@@ -185,30 +186,6 @@ class Recipe(Config):
         return self.adapter == "prophy" and self.refine.on and self.losses.align > 0 and self.targets.source != "none"
 
 
-def load_recipe(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe (none: `recipes/tiny.yaml`) and apply overrides such as `refine.k=1`.
-
-    A bare name such as `wan2.1-1.3b` is looked for among the shipped recipes.
-    """
-    source = RECIPES / "tiny.yaml" if path is None else Path(path)
-    shipped = RECIPES / f"{source.name}{'' if source.suffix == '.yaml' else '.yaml'}"
-    if not source.exists() and shipped.exists():
-        source = shipped
-    return load_config(Recipe, source, list(overrides))
-
-
-def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
-    """Apply overrides such as `sampling.steps=10` to a recipe.
-
-    >>> override(Recipe(), ["refine.k=1"]).refine.k
-    1
-    """
-    if not overrides:
-        return recipe
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / "recipe.yaml"
-        dump_config(recipe, path)
-        try:
-            return load_config(Recipe, path, list(overrides))
-        except ValueError as error:
-            raise ValueError(str(error).replace(str(path), f"--set {' '.join(overrides)}")) from None
+def load_recipe(name: str | Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by path or by the name of a shipped one (none: `tiny`), with overrides such as `refine.k=1`."""
+    return load_config(Recipe, find_recipe(name, RECIPES), overrides)

@@ -1,18 +1,17 @@
 """From clips to what training reads: latents, text, labels, and where each phenomenon is on the token grid.
 
-Latents, text features and maps are made once and kept in a cache under keys of their content. Maps come from a
-vision-language model (`prophy annotate` puts them there) or, for simulated clips without one, from their exact fields;
-`Prepared.teacher` says which. They are kept on their teacher's grid and laid on the backbone's token grid when opened,
-with the true times of both. A clip that cannot be used is skipped and listed; the rest goes on.
+Latents, text features and maps are made once, by cache jobs (`trainers.cache_job`): they go on where they stopped, and
+several processes share them. Maps come from a vision-language model (`prophy annotate` puts them there) or, for
+simulated clips without one, from their exact fields; `Prepared.teacher` says which. They are kept on their teacher's
+grid and laid on the backbone's token grid when opened, with the true times of both. A clip that cannot be used is
+skipped and listed; the rest goes on.
 """
 
 import hashlib
 import json
-import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +26,26 @@ from prophy.config import Recipe
 from prophy.labels import names, shuffled, vector
 from prophy.quantities import numbers
 from prophy.rewordings import Sentences, sentences
-from prophy.sources import Clip, batches, clips_of
-from trainers import InMemory, MapStyle, show, video
-from trainers.cache import Cache
+from prophy.sources import Clip, Loaded, Refused, clips_of
+from trainers import InMemory, MapStyle, cache_job, video
+from trainers.cache import Cache, Producer, Source
 from trainers.data import Skipped
-from vlmdistill import PLACELESS, Contrast, pack, token_targets, unpack
+from trainers.engine import Engine
+from vlmdistill import PLACELESS, Contrast, token_targets, unpack
 
-__all__ = ["Clips", "MapsKey", "Prepared", "Row", "prepare", "teacher_of", "token_grid"]
+__all__ = ["Clips", "MapsKey", "Prepared", "Row", "held_out", "prepare", "producers", "teacher_of", "token_grid"]
 
 FORMAT = "prophy-1"
-"""Part of every key: raise it when what is stored changes its meaning."""
-BATCH = 16
+"""Part of the key of a language model's maps: raise it when what is stored changes its meaning."""
+SCHEMA = 1
+"""Of every other producer, likewise."""
 IN_MEMORY_BYTES = 2 * 1024**3
 FLUSH_S = 60.0
-"""A kill loses no more seconds of work than this and one batch."""
+"""A kill loses no more seconds of a language model's work than this and one clip."""
 LISTED = 10
-"""Left-out clips that an error names."""
+"""Clips without maps that an error names."""
+HELD_CLIPS = 32
+"""Clips of the held-out loss at most: our choice."""
 
 
 MapsKey = Callable[[str, Sequence[str]], str]
@@ -67,7 +70,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Row:
-    """The keys of one clip in the cache, and its label vector."""
+    """The keys of one clip in the cache, and its label vector; `maps` is the key of a language model's maps."""
 
     latent: str
     text: str
@@ -79,37 +82,48 @@ class Row:
 class Clips:
     """Entries of the cache, read when they are asked for; targets are laid on the token grid then."""
 
-    def __init__(self, cache: Cache, rows: Sequence[Row], recipe: Recipe, backbone: Backbone) -> None:
-        self.cache, self.rows, self.recipe = cache, list(rows), recipe
+    def __init__(
+        self, cache: Cache, rows: Sequence[Row], recipe: Recipe, backbone: Backbone, made: Mapping[str, Producer]
+    ) -> None:
+        self.cache, self.rows, self.recipe, self.made = cache, list(rows), recipe, made
         self.length = backbone.spec.text_length
         self.grid, self.times_s = token_grid(recipe, backbone)
         about = [(r.latent, r.text, r.maps, r.labels.tolist(), r.quantities.tolist()) for r in rows]
-        self.digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()
+        whole = [about, [producer.digest for producer in made.values()]]
+        self.digest = hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         row = self.rows[index]
-        text = self.cache.get(row.text, "text")
+        text, mask = (self.cache.get(row.text, name, self.made[name]) for name in ("text", "mask"))
         short = self.length - len(text)
         item = {
-            "latent": self.cache.get(row.latent, "latent"),
+            "latent": self.cache.get(row.latent, "latent", self.made["latent"]),
             "text": torch.nn.functional.pad(text, (0, 0, 0, short)),
-            "mask": torch.nn.functional.pad(self.cache.get(row.text, "mask"), (0, short)),
+            "mask": torch.nn.functional.pad(mask, (0, short)),
             "labels": row.labels,
             "quantities": row.quantities,
         }
-        if row.maps is not None:
-            item["target"], item["active"] = self._target(row.maps, row.labels)
+        if row.maps is not None or "maps" in self.made:
+            item["target"], item["active"] = self._target(row)
         return item
 
-    def _target(self, key: str, labels: Float[Tensor, " L"]) -> tuple[Tensor, Tensor]:
+    def _maps(self, row: Row) -> Contrast:
+        if row.maps is None:
+            planes = self.cache.get(row.latent, "maps", self.made["maps"]).float()
+            known = names(self.recipe.data.vocabulary)
+            there = {name: plane for name, plane in zip(known, planes, strict=True) if bool(plane.any())}
+            return Contrast(there, self.cache.get(row.latent, "times_s").float())
+        stored = {name: self.cache.get(row.maps, name) for name in self.cache.names(row.maps)}
+        return unpack(stored, self.cache.meta(row.maps))
+
+    def _target(self, row: Row) -> tuple[Tensor, Tensor]:
         """The token targets of a clip (n, L) and which of them count."""
-        known = names(self.recipe.data.vocabulary)
-        maps = unpack({name: self.cache.get(key, name) for name in self.cache.names(key)}, self.cache.meta(key))
+        known, maps = names(self.recipe.data.vocabulary), self._maps(row)
         maps = Contrast({n: m for n, m in maps.maps.items() if n in known}, maps.times_s, maps.meta)
-        present = [n for n, there in zip(known, labels.tolist(), strict=True) if there and n in maps.maps]
+        present = [n for n, there in zip(known, row.labels.tolist(), strict=True) if there and n in maps.maps]
         laid = token_targets(maps, categories=known, present=present, grid=self.grid, times_s=self.times_s)
         values, mask = laid.values, laid.mask
         if self.recipe.losses.align_entries == "all":
@@ -118,53 +132,85 @@ class Clips:
         return values.flatten(1).mT.contiguous(), mask.flatten(1).mT.contiguous()
 
 
-def prepare(recipe: Recipe, backbone: Backbone, root: Path, *, quiet: bool = False) -> Prepared:
-    """Fill the cache at `root` with what a recipe needs and open it as a data set.
+def producers(recipe: Recipe, backbone: Any) -> dict[str, Producer]:
+    """Name what makes each artefact: another backbone or setting makes another one beside it. `maps` where exact fields
+    are read.
+    """
+    vae = Producer(backbone.id, backbone.digest, dtype="float32", schema=SCHEMA, shape="_ t _ _")
+    text = Producer(f"{backbone.id}/text", backbone.text_digest, dtype="float32", schema=SCHEMA, shape="n _")
+    mask = Producer(f"{backbone.id}/text", backbone.text_digest, dtype="bool", schema=SCHEMA, shape="n")
+    made = {"latent": vae, "text": text, "mask": mask}
+    if teacher_of(recipe)[0] == where.SOURCE:
+        how = {"contact_frames": recipe.targets.contact_frames, "cell": where.CELL}
+        made["maps"] = Producer("physworld fields", dtype="float16", schema=SCHEMA, shape="_ _ _ _", settings=how)
+    return made
+
+
+def prepare(
+    recipe: Recipe, backbone: Backbone, root: Path, *, quiet: bool = False, engine: Engine | None = None
+) -> Prepared:
+    """Fill the cache at `root` with what a recipe needs and open it as a data set. `engine` knows the other processes,
+    which must all come here.
 
     ValueError for sizes that the backbone does not take, an empty source, an unknown category, and for clips whose maps
     a vision-language model has still to make (`prophy annotate`).
     """
     token_grid(recipe, backbone)
-    teacher, maps_key = teacher_of(recipe)
-    store = Store(recipe, backbone, Cache(root), maps_key if teacher == where.SOURCE else None)
-    source = clips_of(recipe, store.noted)
-    seen: list[Clip] = []
-    waiting: dict[str, Clip] = {}
-    with show.bar("cache", source.total, quiet=quiet) as bar, store.kept():
-        for clip in source.clips:
-            seen.append(clip)
-            if store.noted(clip.content) is None:
-                waiting.setdefault(clip.content, clip)
-            if len(waiting) == recipe.data.encode_batch or len(seen) == source.total:
-                store.encode(list(waiting.values()))
-                waiting = {}
-            bar.update(len(seen))
-    skipped = [*source.skipped, *store.skipped]
-    kept = [clip for clip in seen if store.cache.has(store.key(clip.content))]
-    listed = [asdict(s) for s in (*skipped, *source.notes)]
-    (root / "skipped.json").write_text(json.dumps(listed, indent=1) + "\n")
-    if not kept:
-        why = "".join(f"\n  {s.path}: {s.why}" for s in skipped[:LISTED])
-        more = f"\n  and {len(skipped) - LISTED} more, see {root / 'skipped.json'}" if len(skipped) > LISTED else ""
-        raise ValueError(f"none of the {len(skipped)} clips of {recipe.data.source!r} can be used:{why}{more}")
-    said = store.embed([clip.caption for clip in kept])
-    rows = _rows(recipe, store.cache, kept, store.key, said, maps_key)
-    store.cache.flush()
-    data: MapStyle = Clips(store.cache, rows, recipe, backbone)
-    if len(rows) * sum(t.nbytes for t in data[0].values()) < IN_MEMORY_BYTES:
+    (teacher, maps_key), engine = teacher_of(recipe), engine or Engine()
+    source, made = clips_of(recipe), producers(recipe, backbone)
+    place: dict[str, Any] = {"rank": engine.rank, "world": engine.world_size, "quiet": quiet or not engine.main}
+    seen = {name: producer for name, producer in made.items() if name in ("latent", "maps")}
+    build = partial(_encoder, recipe, backbone, maps="maps" in made)
+    try:
+        how: dict[str, Any] = {"batch": recipe.data.encode_batch, "stale": "add", **place}
+        report = cache_job.make(root, [clip.item for clip in source.clips], build, seen, **how)
+    except Refused as error:
+        raise ValueError(str(error)) from None
+    everyone = engine.exchange([report.made, [[s.path, s.why] for s in report.failed]])  # all have closed their shards
+    failed = [Skipped(path, why) for _, lost in everyone for path, why in lost]
+    lost = {s.path for s in failed}
+    kept = [clip for clip in source.clips if clip.id not in lost]
+    texts = _Texts(root, backbone, made, engine, place)
+    texts.fill([clip.caption for clip in kept])
+    found = cache_job.sources(root, [clip.item for clip in kept])
+    cache = Cache(root)
+    rows = _rows(recipe, cache, kept, found, maps_key)
+    data: MapStyle = Clips(cache, rows, recipe, backbone, made)
+    if len(rows) * sum(t.nbytes for t in data[0].values()) * engine.world_size < IN_MEMORY_BYTES:
         items = [data[i] for i in range(len(rows))]
         data = InMemory({name: torch.stack([item[name] for item in items]) for name in items[0]})
     counts = {n: int(sum(r.labels[i] for r in rows)) for i, n in enumerate(names(recipe.data.vocabulary))}
     heard: Sentences | None = None
     if recipe.alone_first:
         labels, words = torch.stack([row.labels for row in rows]), recipe.semantic.reworded
-        heard = sentences([clip.caption for clip in kept], labels, store.texts, other_words=words)
-        store.cache.flush()
-    return Prepared(data, len(rows), store.computed, teacher, tuple(skipped), counts, tuple(source.notes), heard)
+        heard = sentences([clip.caption for clip in kept], labels, texts, other_words=words)
+    return Prepared(
+        data,
+        len(rows),
+        sum(count for count, _ in everyone),
+        teacher,
+        (*source.skipped, *failed),
+        counts,
+        tuple(source.notes),
+        heard,
+    )
+
+
+def held_out(
+    recipe: Recipe, backbone: Backbone, root: Path, *, quiet: bool = False, engine: Engine | None = None
+) -> MapStyle | None:
+    """Clips of the world's `val` split for the held-out loss; None for other sources, which keep nothing back."""
+    d = recipe.data
+    if d.source != "world":
+        return None
+    still = d.model_copy(update={"split": "val", "clips": min(HELD_CLIPS, d.clips), "labels": "given"})
+    alone = recipe.semantic.model_copy(update={"first_steps": 0})  # whose sentences nobody reads here
+    held = recipe.model_copy(update={"data": still, "semantic": alone})
+    return prepare(held, backbone, root, quiet=quiet, engine=engine).data
 
 
 def teacher_of(recipe: Recipe, *, always: bool = False) -> tuple[str, MapsKey | None]:
-    """Who makes the token targets, in words, and the key of a clip's maps in the cache (None: nobody is needed).
+    """Who makes the token targets, in words, and the key of the maps that a language model makes of a clip.
 
     `always`: also for a recipe that does not align. ValueError where a recipe aligns tokens and nobody can say where a
     phenomenon is.
@@ -192,8 +238,7 @@ def teacher_of(recipe: Recipe, *, always: bool = False) -> tuple[str, MapsKey | 
         raise ValueError(
             f"expected data.vocabulary=mechanisms for the exact fields of the world, got {recipe.data.vocabulary}"
         )
-    producer = f"{FORMAT}/fields/{t.contact_frames}"
-    return where.SOURCE, lambda content, _: Cache.key(content.encode(), producer=producer)
+    return where.SOURCE, None
 
 
 def token_grid(recipe: Recipe, backbone: Backbone) -> tuple[tuple[int, int, int], Float[Tensor, " t"]]:
@@ -210,98 +255,79 @@ def token_grid(recipe: Recipe, backbone: Backbone) -> tuple[tuple[int, int, int]
     return (t // p_t, h // p_y, w // p_x), times.unflatten(0, (-1, p_t)).mean(1)
 
 
-class Store:
-    """The cache with what makes its entries; `maps_key` where exact fields are to be read on the way."""
+def _encoder(recipe: Recipe, backbone: Backbone, *, maps: bool) -> cache_job.Produce:
+    """Make latents of a batch of clips, and the maps of those whose fields are known."""
+    known = names(recipe.data.vocabulary)
 
-    def __init__(self, recipe: Recipe, backbone: Backbone, cache: Cache, maps_key: MapsKey | None) -> None:
-        d = recipe.data
-        self.recipe, self.backbone, self.cache, self.maps_key = recipe, backbone, cache, maps_key
-        self.producer = f"{FORMAT}/{backbone.digest}"
-        self.spec = {"frames": d.frames, "height": d.height, "width": d.width, "fps": d.fps}
-        self.skipped: list[Skipped] = []
-        self.computed, self.flushed = 0, time.monotonic()
+    @torch.no_grad()
+    def produce(clips: list[Any]) -> list[dict[str, Tensor]]:
+        frames = video.from_bytes(np.stack([clip.frames for clip in clips]))
+        latents = backbone.encode(frames.to(recipe.device)).float().cpu()
+        found = [{"latent": latent} for latent in latents]
+        return [one | {"maps": planes(clip)} for one, clip in zip(found, clips, strict=True)] if maps else found
 
-    def key(self, content: str) -> str:
-        """The key of a clip's latent."""
-        return Cache.key(content.encode(), spec=self.spec, producer=self.producer)
+    def planes(clip: Loaded) -> Float[Tensor, "L t y x"]:
+        """A plane for each mechanism, zero where it does not act."""
+        assert clip.truth is not None
+        seen = where.seen_in(clip.truth, clip.mechanisms, contact_frames=recipe.targets.contact_frames).maps
+        empty = torch.zeros(len(clip.frames), where.SIZE // where.CELL, where.SIZE // where.CELL)
+        return torch.stack([seen.get(name, empty) for name in known]).half()
 
-    def noted(self, content: str) -> dict[str, Any] | None:
-        """What was noted of a clip of which everything is there."""
-        there = self.cache.has(self.key(content)) and (not self.maps_key or self.cache.has(self.maps_key(content, ())))
-        return self.cache.meta(self.key(content)) if there else None
+    return produce
 
-    def encode(self, waiting: Sequence[Clip]) -> None:
-        """Put latents (and exact fields) of clips into the cache; list those that cannot be read."""
-        read: list[tuple[Clip, np.ndarray]] = []
-        for clip in waiting:
-            try:
-                read.append((clip, clip.frames()))
-            except ValueError as error:
-                if self.recipe.data.short == "error" and not isinstance(error, video.VideoError):
-                    raise ValueError(f"{clip.id}: {error}") from None
-                self.skipped.append(Skipped(clip.id, str(error)))
-        if not read:
-            return
-        frames = torch.from_numpy(np.stack([pixels for _, pixels in read])).permute(0, 4, 1, 2, 3)
-        with torch.no_grad():
-            latents = self.backbone.encode(frames.float().to(self.recipe.device) / 127.5 - 1)
-        for (clip, _), latent in zip(read, latents, strict=True):
-            if self.maps_key is not None and clip.truth is not None:
-                contact = self.recipe.targets.contact_frames
-                tensors, meta = pack(where.seen_in(clip.truth(), clip.labels.mechanisms, contact_frames=contact))
-                self.cache.put(self.maps_key(clip.content, ()), tensors, meta)
-            about = {"caption": clip.caption, "labels": list(clip.labels.mechanisms), "id": clip.id}
-            about |= {"annotation": clip.annotation}
-            self.cache.put(self.key(clip.content), {"latent": latent.float().cpu()}, about)
-            self.computed += 1
-        if time.monotonic() - self.flushed > FLUSH_S:
-            self.cache.flush()
-            self.flushed = time.monotonic()
 
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Keep what was computed when the block is left, by an error or by Ctrl-C too."""
-        try:
-            yield
-        finally:
-            self.cache.flush()
+class _Texts:
+    """Text features and their masks through the cache, without padding there and padded alike when asked for."""
 
-    def embed(self, captions: Sequence[str]) -> dict[str, str]:
-        """Put text features and their masks into the cache without padding; give the key of each caption."""
-        producer = f"{FORMAT}/text/{self.backbone.digest}"
-        keys = {c: Cache.key(c.encode(), producer=producer) for c in dict.fromkeys(captions)}
-        waiting = [c for c, key in keys.items() if not self.cache.has(key)]
-        if waiting:
-            self.backbone.check_words(waiting)  # pyright: ignore  # one warning for all that a vocabulary lacks
-        for part in batches(waiting, BATCH):
-            with torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)
-                text: Text = self.backbone.embed(list(part))
-            for caption, features, mask in zip(part, text.features.float().cpu(), text.mask.cpu(), strict=True):
-                # Behind the mask a T5 of CogVideoX has rows that are not zero, and its model reads them: keep all.
-                rows = (features.abs().sum(-1) > 0) | mask
-                length = int(rows.nonzero().max()) + 1 if bool(rows.any()) else 1
-                self.cache.put(keys[caption], {"text": features[:length], "mask": mask[:length]})
-        return keys
+    def __init__(
+        self, root: Path, backbone: Any, made: Mapping[str, Producer], engine: Engine, place: Mapping[str, Any]
+    ) -> None:
+        self.root, self.backbone, self.engine, self.place = root, backbone, engine, dict(place)
+        self.made = {name: made[name] for name in ("text", "mask")}
 
-    def texts(self, sentences: Sequence[str]) -> Text:
-        """Text features of sentences, through the cache, padded alike."""
-        keys, length = self.embed(sentences), self.backbone.spec.text_length
-        rows = [(self.cache.get(keys[s], "text"), self.cache.get(keys[s], "mask")) for s in sentences]
+    def fill(self, wanted: Sequence[str]) -> None:
+        """Put sentences into the cache, each once; all processes come here."""
+        items = [cache_job.Item(s, s.encode(), partial(str, s)) for s in sorted(set(wanted))]
+        cache = Cache(self.root)
+        if lacking := [item.id for item in items if not cache.has(_said(item.id), self.made)]:
+            self.backbone.check_words(lacking)  # one warning for all that a vocabulary lacks
+        how: dict[str, Any] = {"name": "text", "batch": 16, "stale": "add", **self.place}
+        cache_job.make(self.root, items, lambda: self._produce, self.made, **how)
+        self.engine.barrier()
+
+    def __call__(self, wanted: Sequence[str]) -> Text:
+        """The features of sentences, one row each."""
+        self.fill(wanted)
+        cache, length = Cache(self.root), self.backbone.spec.text_length
+        rows = [[cache.get(_said(s), name, self.made[name]) for name in ("text", "mask")] for s in wanted]
         text = torch.stack([torch.nn.functional.pad(t, (0, 0, 0, length - len(t))) for t, _ in rows])
         return Text(text, torch.stack([torch.nn.functional.pad(m, (0, length - len(m))) for _, m in rows]))
 
+    @torch.no_grad()
+    def _produce(self, sentences: list[Any]) -> list[dict[str, Tensor]]:
+        text = self.backbone.embed(list(sentences))
+        found = []
+        for features, mask in zip(text.features.float().cpu(), text.mask.cpu(), strict=True):
+            # Behind the mask a T5 of CogVideoX has rows that are not zero, and its model reads them: keep all.
+            rows = (features.abs().sum(-1) > 0) | mask
+            length = int(rows.nonzero().max()) + 1 if bool(rows.any()) else 1
+            found.append({"text": features[:length], "mask": mask[:length]})
+        return found
+
+
+def _said(sentence: str) -> str:
+    """The key of a sentence."""
+    return Source.of(sentence.encode()).key
+
 
 def _rows(
-    recipe: Recipe,
-    cache: Cache,
-    kept: Sequence[Clip],
-    latent_key: Callable[[str], str],
-    said: dict[str, str],
-    maps_key: MapsKey | None,
+    recipe: Recipe, cache: Cache, kept: Sequence[Clip], found: Mapping[str, Source], maps_key: MapsKey | None
 ) -> list[Row]:
     vectors = torch.stack([vector(clip.labels, recipe.data.vocabulary) for clip in kept])
-    keys = [maps_key(c.content, named(v, recipe)) if maps_key else None for c, v in zip(kept, vectors, strict=True)]
+    keys: list[str | None] = [None] * len(kept)
+    if maps_key is not None:
+        asked = zip(kept, vectors, strict=True)
+        keys = [maps_key(found[clip.id].content, named(v, recipe)) for clip, v in asked]
     if recipe.data.labels == "shuffled":
         vectors = shuffled(vectors, recipe.seed)
     without = [clip.id for clip, key in zip(kept, keys, strict=True) if key is not None and not cache.has(key)]
@@ -317,13 +343,7 @@ def _rows(
             "(q0, q1, ... as in WISA-80K), or take data.vocabulary=mechanisms, which captions can be read for"
         )
     return [
-        Row(
-            latent=latent_key(clip.content),
-            text=said[clip.caption],
-            maps=key,
-            labels=labels,
-            quantities=numbers(clip.annotation),
-        )
+        Row(found[clip.id].key, _said(clip.caption), key, labels, numbers(clip.annotation))
         for clip, labels, key in zip(kept, vectors, keys, strict=True)
     ]
 

@@ -6,7 +6,6 @@ names them. A tiny video is enlarged by pixel copies so that a player shows it.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -15,21 +14,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 import backbones
 from backbones import Backbone, attach, bundle
 from prophy.adapter import Seen
 from prophy.bundles import PROPHY
-from prophy.config import Recipe, override
+from prophy.config import Recipe
 from prophy.train import adapter_of, kind_of
-from trainers import video
+from trainers import override, video, write_text
 
-__all__ = ["Journal", "generate", "load_adapter", "named", "read", "recipe_of", "sample", "to_bytes"]
+__all__ = ["Journal", "generate", "load_adapter", "read", "recipe_of", "sample"]
 
-VISIBLE = 256
-"""Smallest side of a written video in pixels (our choice)."""
 VERSIONS = (
     "prophy",
     "physbackbones",
@@ -68,39 +65,19 @@ class Journal:
 
 def recipe_of(folder: Path | None, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe that a bundle (none: the shipped one) was trained with, with overrides such as `sampling.steps=10`."""
-    return override(Recipe.model_validate(read(folder).meta["config"]), overrides)
+    return override(Recipe.model_validate(read(folder).config), overrides)
 
 
 def load_adapter(folder: Path | None, backbone: Backbone, *, recipe: Recipe | None = None) -> Any:
     """Load a bundle (none: the shipped one) for its backbone, under its own recipe or under one of the same sizes."""
     trained = read(folder)
-    bundle.check(trained, backbone)
-    recipe = recipe or Recipe.model_validate(trained.meta["config"])
-    try:
-        return adapter_of(recipe).from_bundle(trained, backbone, recipe=recipe)
-    except RuntimeError as error:
-        raise ValueError(
-            f"the weights of the bundle do not fit this recipe; sizes and structure come from training: {error}"
-        ) from None
+    recipe = recipe or Recipe.model_validate(trained.config)
+    return bundle.build(trained, backbone, make=adapter_of(recipe).from_bundle, recipe=recipe)
 
 
 def read(folder: Path | None) -> bundle.Bundle:
-    """Read a bundle of this app (none: the shipped one); ValueError says where bundles are."""
-    folder = PROPHY if folder is None else Path(folder)
-    if folder == PROPHY and not (folder / "bundle.json").exists():
-        raise ValueError(f"no bundle is shipped in {folder} yet; train one with `prophy train` and pass --bundle DIR")
-    if not (folder / "bundle.json").exists():
-        inside = folder / "bundle"
-        hint = (
-            f"did you mean --bundle {inside}?"
-            if (inside / "bundle.json").exists()
-            else "`prophy train --out RUN` writes one into RUN/bundle, `prophy export RUN --out DIR` into DIR"
-        )
-        raise ValueError(f"expected a bundle folder (bundle.json, bundle.safetensors), got {folder}; {hint}")
-    trained = bundle.load(folder)
-    if trained.kind not in ("prophy", "wisa"):
-        raise ValueError(f"expected a bundle of kind 'prophy' or 'wisa', got {trained.kind!r} in {folder}")
-    return trained
+    """Read a bundle of this app (none: the shipped one)."""
+    return bundle.read(folder, app="prophy", kinds=("prophy", "wisa"), shipped=PROPHY)
 
 
 def sample(
@@ -147,19 +124,18 @@ def generate(
 
     ValueError for an `out` that is a folder or names another format, and for `maps` of an adapter without REB.
     """
-    from prophy import pictures
-    from trainers.pictures import beside
-
-    out, recipe = named(out), adapter.recipe
+    out, recipe = video.named(out), adapter.recipe
     if maps and getattr(adapter, "refine", None) is None:
         raise ValueError(f"expected an adapter with refinement experts for --maps, got {kind_of(recipe)}")
     journal = Journal()
     base = sample(backbone, None, [prompt], [seed], recipe) if compare else None
-    film = to_bytes(sample(backbone, adapter, [prompt], [seed], recipe, watch=journal)[0])
-    shown, frames, scale = [kind_of(recipe)], film, max(1, -(-VISIBLE // film.shape[1]))
+    film = video.to_bytes(sample(backbone, adapter, [prompt], [seed], recipe, watch=journal)[0])
+    shown, frames, scale = [kind_of(recipe)], film, video.enlarged(film.shape[1])
     if base is not None:
+        from trainers.pictures import beside
+
         shown = ["base", *shown]
-        frames, scale = beside([to_bytes(base[0]), film], shown, scale=scale), 1
+        frames, scale = beside([video.to_bytes(base[0]), film], shown, scale=scale), 1
     written = [video.write(out, frames, backbone.spec.time.fps, scale=scale)]
     about = {
         "prompt": prompt,
@@ -172,30 +148,13 @@ def generate(
         "config": recipe.model_dump(mode="json"),
         "versions": {name: version(name) for name in VERSIONS},
     }
-    written.append(_write_text(out.with_suffix(".json"), json.dumps(about, indent=1) + "\n"))
+    written.append(write_text(out.with_suffix(".json"), json.dumps(about, indent=1) + "\n"))
     if maps and journal.last is not None:
+        from prophy import pictures
+
         about_it = f"“{prompt}”, seed {seed}, noise level {journal.levels[-1]['sigma']:.3f}"
         drawn = out.with_name(f"{out.stem}-maps.png")
         written.append(pictures.found(journal.last, film, drawn, recipe, prompt=prompt, about=about_it))
         drawn = out.with_name(f"{out.stem}-experts.png")
         written.append(pictures.experts(journal.last, film, drawn, about=about_it))
     return written
-
-
-def named(out: Path) -> Path:
-    """The mp4 that `out` asks for: the suffix may be left out; ValueError for a folder or another format."""
-    if out.is_dir() or out.suffix not in ("", ".mp4"):
-        raise ValueError(f"expected the name of an mp4 to write, such as {out.with_suffix('')}.mp4, got {out}")
-    return out.with_suffix(".mp4")
-
-
-def to_bytes(film: Float[Tensor, "3 t h w"]) -> UInt8[np.ndarray, "t h w 3"]:
-    """A video in [-1, 1] as bytes."""
-    return ((film.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
-
-
-def _write_text(path: Path, text: str) -> Path:
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    part.write_text(text)
-    part.replace(path)
-    return path

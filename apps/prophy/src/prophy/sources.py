@@ -1,114 +1,90 @@
 """Clips before they are encoded: simulated ones, or files with captions and annotations.
 
-Sources: `world`, simulated clips made on the fly; a folder of videos with captions; a JSON or JSONL of records, plain
-or annotated as WISA-80K is. Only simulated clips know the truth about their fields.
+Sources: `world`, simulated clips drawn when the cache lacks them; a folder of videos with captions; a JSON or JSONL of
+records, plain or annotated as WISA-80K is. Only simulated clips know the truth about their fields.
 """
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 import physworld
-from physexperts import MECHANISMS, Labels, from_wisa
-from prophy.config import Data, Recipe
+from physexperts import Labels, from_wisa
+from prophy.config import Recipe
 from prophy.labels import labels_of
 from trainers import video
-from trainers.data import Skipped, read_records
+from trainers.cache_job import Item
+from trainers.data import Record, Skipped, read_records
 
-__all__ = ["Clip", "Source", "clips_of", "world_scale"]
+__all__ = ["Clip", "Loaded", "Refused", "Source", "clips_of"]
 
-CHUNK = 64
-"""Clips that are simulated at once."""
+
+@dataclass(frozen=True)
+class Loaded:
+    """The pixels of a clip with their times, and of a simulated one what is true and what it is labelled with."""
+
+    frames: UInt8[np.ndarray, "t h w 3"]
+    times_s: Float[np.ndarray, " t"]
+    truth: physworld.Clip | None = None
+    mechanisms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Clip:
-    """What names a clip's content, its caption and labels, and how to get its pixels and (simulated) its truth."""
+    """What gets a clip into the cache, its labels and annotation."""
 
-    id: str
-    content: str
-    caption: str
+    item: Item
     labels: Labels
-    frames: Callable[[], UInt8[np.ndarray, "t h w 3"]]
-    truth: Callable[[], physworld.Clip] | None = None
     annotation: dict[str, Any] | None = None
+
+    @property
+    def id(self) -> str:
+        return self.item.id
+
+    @property
+    def caption(self) -> str:
+        return str(self.item.noted["caption"])
 
 
 @dataclass(frozen=True)
 class Source:
-    """Clips, how many they are, which were left out, and what was dropped of clips that stay."""
+    """Clips, which were left out, and what was dropped of clips that stay."""
 
-    clips: Iterator[Clip]
-    total: int
+    clips: list[Clip]
     skipped: list[Skipped]
     notes: list[Skipped]
 
 
-def clips_of(recipe: Recipe, known: Callable[[str], dict[str, Any] | None]) -> Source:
-    """Open the source of a recipe; `known(content)` gives what was noted of a simulated clip that needs no pixels."""
-    if recipe.data.source == "world":
-        world_scale(recipe.data)
-        return Source(_simulated(recipe.data, known), recipe.data.clips, [], [])
-    return _listed(recipe)
+class Refused(Exception):
+    """A clip that is too short, where that shall stop the run (`data.short=error`)."""
 
 
-def world_scale(d: Data) -> int:
-    """How many times larger than its smallest the simulated world is drawn; ValueError for sizes that it does not make.
-
-    >>> world_scale(Data(height=64, width=64))
-    2
-    """
-    if d.height != d.width or d.height % physworld.SIZE or d.frames != physworld.FRAMES:
-        raise ValueError(
-            f"expected {physworld.FRAMES} square frames of {physworld.SIZE}, {2 * physworld.SIZE}, ... px of the "
-            f"world, got {d.frames} of {d.height} x {d.width}; set data.frames, data.height and data.width"
-        )
-    return d.height // physworld.SIZE
+def clips_of(recipe: Recipe) -> Source:
+    """Open the source of a recipe; ValueError where there is none, and for an unknown category that shall stop."""
+    d = recipe.data
+    if d.source != "world":
+        return _listed(recipe)
+    scale = physworld.scale_of(d.frames, d.height, d.width)
+    return Source([_simulated(clip, recipe) for clip in physworld.spread(d.clips, split=d.split, scale=scale)], [], [])
 
 
-def _simulated(d: Data, known: Callable[[str], dict[str, Any] | None]) -> Iterator[Clip]:
-    code, scale = _world_code(), world_scale(d)
-    each, rest = divmod(d.clips, len(MECHANISMS))
-    for index, mechanism in enumerate(MECHANISMS):
-        seeds_of = range(each + (index < rest))
-        for start in range(0, len(seeds_of), CHUNK):
-            seeds = seeds_of[start : start + CHUNK]
-            content = {seed: json.dumps([code, mechanism, seed, d.split, scale]) for seed in seeds}
-            noted = {seed: known(content[seed]) for seed in seeds}
-            missing = [seed for seed in seeds if noted[seed] is None]
-            made = {c.seed: c for c in physworld.simulate_many(mechanism, missing, split=d.split, scale=scale)}
-            for seed in seeds:
-                name, meta = f"{d.split}-{mechanism}-{seed:06d}", noted[seed]
-                if meta is not None:
-                    labels = from_wisa({**meta["annotation"], "labels": meta["labels"]})
-                    yield Clip(name, content[seed], meta["caption"], labels, _never, annotation=meta["annotation"])
-                    continue
-                clip = made[seed]
-                annotation = clip.record()["physical_annotation"]
-                yield Clip(
-                    name,
-                    content[seed],
-                    clip.caption,
-                    from_wisa({**annotation, "labels": list(clip.labels)}),
-                    partial(getattr, clip, "video"),
-                    partial(_itself, clip),
-                    annotation,
-                )
+def _simulated(clip: physworld.Planned, recipe: Recipe) -> Clip:
+    labels = from_wisa({**clip.annotation, "labels": list(clip.labels)})
+    size = {"height": recipe.data.height, "frames": recipe.data.frames}
+    item = Item(
+        clip.name, clip.content.encode(), partial(_drawn, clip, labels.mechanisms), size, {"caption": clip.caption}
+    )
+    return Clip(item, labels, clip.annotation)
 
 
-def _itself(clip: physworld.Clip) -> physworld.Clip:
-    return clip
-
-
-def _never() -> np.ndarray:
-    raise AssertionError("a clip that is in the cache has no need of its pixels")
+def _drawn(clip: physworld.Planned, mechanisms: tuple[str, ...]) -> Loaded:
+    made = clip.draw()
+    return Loaded(made.video, made.times_s, made, mechanisms)
 
 
 def _listed(recipe: Recipe) -> Source:
@@ -123,42 +99,35 @@ def _listed(recipe: Recipe) -> Source:
     notes: list[Skipped] = []
     clips: list[Clip] = []
     for record in records:
-        try:
-            labels = labels_of(record, fallback=d.fallback, on_unknown=d.on_unknown)
-        except ValueError as error:
-            raise ValueError(
-                f"{record.id}: {error} (correct it, or list and drop it with data.on_unknown=list)"
-            ) from None
+        labels = _labels(record, recipe)
         notes += [Skipped(record.id, f"category {name!r} is unknown and was dropped") for name in labels.unknown]
-        with record.path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        frames = partial(_frames, record.path, spec)
-        clips.append(Clip(record.id, content, record.caption, labels, frames, annotation=record.annotation or None))
-    return Source(iter(clips), len(clips), list(skipped), notes)
+        noted = {"caption": record.caption, "labels": list(labels.mechanisms)}
+        item = Item(record.id, record.path, _cut(record.path, spec, strict=d.short == "error"), spec, noted)
+        clips.append(Clip(item, labels, record.annotation or None))
+    return Source(clips, list(skipped), notes)
 
 
-def _frames(path: Path, spec: video.ClipSpec) -> UInt8[np.ndarray, "t h w 3"]:
+def _labels(record: Record, recipe: Recipe) -> Labels:
     try:
-        return video.load(path, spec).frames
-    except video.VideoError:
-        raise
-    except ValueError:
-        whole = video.read(path)
-        raise ValueError(
-            f"expected {spec.frames} frames at {spec.fps:g} fps ({(spec.frames - 1) / spec.fps:.2f} s), got "
-            f"{len(whole.frames)} at {whole.fps:.4g} fps ({whole.times_s[-1]:.2f} s): lower data.frames or data.fps "
-            "(to the file's own rate at most), or leave it out"
-        ) from None
+        return labels_of(record, fallback=recipe.data.fallback, on_unknown=recipe.data.on_unknown)
+    except ValueError as error:
+        raise ValueError(f"{record.id}: {error} (correct it, or list and drop it with data.on_unknown=list)") from None
 
 
-def _world_code() -> str:
-    """Name the code that makes the world: other code, other clips."""
-    sha = hashlib.sha256()
-    for file in sorted(Path(str(physworld.__file__)).parent.glob("*.py")):
-        sha.update(file.read_bytes())
-    return sha.hexdigest()
+def _cut(path: Path, spec: video.ClipSpec, *, strict: bool) -> Callable[[], Loaded]:
+    def load() -> Loaded:
+        try:
+            found = video.load(path, spec)
+        except video.VideoError:
+            raise
+        except ValueError:
+            whole = video.read(path)
+            said = (
+                f"expected {spec.frames} frames at {spec.fps:g} fps ({(spec.frames - 1) / spec.fps:.2f} s), got "
+                f"{len(whole.frames)} at {whole.fps:.4g} fps ({whole.times_s[-1]:.2f} s): lower data.frames or "
+                "data.fps (to the file's own rate at most), or leave it out"
+            )
+            raise Refused(f"{path.name}: {said}") if strict else ValueError(said) from None
+        return Loaded(found.frames, found.times_s)
 
-
-def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    """Cut a sequence into parts of `size`."""
-    return (items[i : i + size] for i in range(0, len(items), size))
+    return load

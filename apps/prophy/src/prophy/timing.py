@@ -1,90 +1,94 @@
-"""Seconds a step on random data of the recipe's sizes: what a run will cost on this machine."""
+"""Seconds a step of every kind of stage on random data of the recipe's sizes; one JSON line.
 
-import time
+`prophy plan --measured FILE` reads these lines: beside the seconds each kind carries the work that it did (counted by a
+dry run), so that another batch, size or GPU can be estimated from it. `frozen` is the backbone's forward by itself.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from backbones import Backbone, paths
-from prophy.adapter import answering, count
+from backbones import Backbone, attach
+from prophy.adapter import count
 from prophy.config import Recipe
 from prophy.data import token_grid
 from prophy.labels import names
+from prophy.plan import described, work_of
 from prophy.quantities import COUNT
 from prophy.train import Trainer, fresh, kind_of
-from trainers import InMemory, Progress
+from trainers import InMemory, Progress, timing
 
-__all__ = ["measure", "random_data"]
+__all__ = ["kinds", "measure", "random_batch", "random_data"]
+
+Step = Callable[[Progress], Mapping[str, Tensor]]
 
 
 def measure(recipe: Recipe, backbone: Backbone, *, steps: int) -> dict[str, Any]:
-    """Wall and CPU seconds of a training step (loss, backward, AdamW), and of the frozen model's forward alone."""
+    """Time a step (loss, backward, AdamW) of the semantic router's own stage and of all together, and the frozen
+    model's forward alone.
+    """
     adapter = fresh(recipe, backbone)
-    data = random_data(recipe, backbone)
-    batch = {k: v.to(recipe.device) for k, v in data.get_batch(torch.arange(recipe.batch)).items()}
-    optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-4, fused=True)
-    result: dict[str, Any] = {}
-    if recipe.device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-    trainer = Trainer(recipe, adapter, backbone)
-    wall, cpu = _clocks(recipe.device)
-    with answering(backbone, adapter):
+    work = work_of(recipe, recipe.batch)
+    batch = {name: value.to(recipe.device) for name, value in random_batch(recipe, backbone, recipe.batch).items()}
+    with backbone.frozen(), attach(backbone, adapter, in_predict=True) as attached:
         adapter.train()
-        for i in range(steps + 1):
-            if i == 1:  # the first one warms up
-                wall, cpu = _clocks(recipe.device)
-            progress = Progress("time", i, i, steps, 0.0, torch.Generator().manual_seed(i))
-            terms = [t for key, t in trainer.loss(batch, progress).items() if not key.startswith("log/")]
-            sum(terms[1:], start=terms[0]).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    now = _clocks(recipe.device)
-    result["step"] = {"wall_s": round((now[0] - wall) / steps, 4), "cpu_s": round((now[1] - cpu) / steps, 4)}
-    text, sigma = trainer.text(batch, torch.zeros(recipe.batch, dtype=torch.bool)), torch.full((recipe.batch,), 0.5)
-    for i in range(steps + 1):
-        if i == 1:
-            wall, cpu = _clocks(recipe.device)
-        with torch.no_grad():
-            backbone.predict(paths.noise(batch["latent"], batch["latent"], sigma), sigma, text)
-    now = _clocks(recipe.device)
-    result["frozen_forward"] = {"wall_s": round((now[0] - wall) / steps, 4), "cpu_s": round((now[1] - cpu) / steps, 4)}
-    peak = torch.cuda.max_memory_allocated() / 2**30 if recipe.device.startswith("cuda") else None
+        trainer = Trainer(recipe, adapter, backbone)
+
+        def frozen(_: Progress) -> dict[str, Tensor]:
+            n = len(batch["latent"])
+            text = trainer.text(batch, torch.zeros(n, dtype=torch.bool, device=recipe.device))
+            with attached.off(), torch.no_grad():
+                v = backbone.predict(batch["latent"], torch.full((n,), 0.5, device=recipe.device), text)
+            return {"none": v.sum()}
+
+        trained = kinds(trainer, batch) | {"frozen": frozen}
+        figures = timing.steps(trained, adapter.parameters(), calls=steps, device=recipe.device, work=work)
     return {
-        "kind": kind_of(recipe),
-        "seconds": result,
-        "peak_gib": None if peak is None else round(peak, 2),
-        "batch": recipe.batch,
-        "threads": torch.get_num_threads(),
-        "device": recipe.device,
+        **timing.machine(recipe.device),
         "backbone": backbone.id,
+        "shape": described(recipe, backbone),
+        "batch": recipe.batch,
         "parameters": {name: count(group) for name, group in adapter.groups().items()},
+        "seconds_a_step": figures,
     }
 
 
+def kinds(trainer: Trainer, batch: dict[str, Tensor]) -> dict[str, Step]:
+    """The loss of every kind of stage of a recipe."""
+    recipe, adapter = trainer.recipe, trainer.adapter
+    found: dict[str, Step] = {kind_of(recipe): lambda progress: trainer.loss(batch, progress)}
+    if not recipe.alone_first:
+        return found
+    said = {
+        k: v.to(recipe.device) for k, v in random_text(recipe, trainer.backbone, recipe.semantic.first_batch).items()
+    }
+    return {"semantic": lambda _: adapter.first(said)} | found
+
+
 def random_data(recipe: Recipe, backbone: Backbone) -> InMemory:
-    """One batch of noise in the shape of a cache; every clip has two labels."""
-    d, b, g = recipe.data, recipe.batch, torch.Generator().manual_seed(0)
+    """One batch of noise in the shape of a cache."""
+    return InMemory(random_batch(recipe, backbone, recipe.batch))
+
+
+def random_batch(recipe: Recipe, backbone: Backbone, batch: int) -> dict[str, Tensor]:
+    """A batch of noise in the shape of a cache; every clip has two labels."""
+    d, g = recipe.data, torch.Generator().manual_seed(0)
     latent = backbone.spec.latent.shape(d.frames, d.height, d.width)
     (t, y, x), _ = token_grid(recipe, backbone)
-    known = len(names(d.vocabulary))
+    found = {"latent": torch.randn(batch, *latent, generator=g), "quantities": torch.randn(batch, COUNT, generator=g)}
+    if recipe.aligned:
+        target = 2 * torch.rand(batch, t * y * x, len(names(d.vocabulary)), generator=g) - 1
+        found |= {"target": target, "active": target > 0}
+    return random_text(recipe, backbone, batch) | found
+
+
+def random_text(recipe: Recipe, backbone: Backbone, batch: int) -> dict[str, Tensor]:
+    """A batch of one prompt with two labels each."""
+    known = len(names(recipe.data.vocabulary))
     with torch.no_grad():
-        text = backbone.embed(["a ball"] * b)
-    eye = torch.eye(known)
-    target = 2 * torch.rand(b, t * y * x, known, generator=g) - 1
-    return InMemory(
-        {
-            "latent": torch.randn(b, *latent, generator=g),
-            "text": text.features.float().cpu(),
-            "mask": text.mask.cpu(),
-            "labels": (eye[torch.arange(b) % known] + eye[(torch.arange(b) + 3) % known]).clamp(max=1),
-            "quantities": torch.randn(b, COUNT, generator=g),
-            "target": target,
-            "active": target > 0,
-        }
-    )
-
-
-def _clocks(device: str) -> tuple[float, float]:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    return time.perf_counter(), time.process_time()
+        text = backbone.embed(["a ball"] * batch)
+    eye, rows = torch.eye(known), torch.arange(batch)
+    labels = (eye[rows % known] + eye[(rows + 3) % known]).clamp(max=1)
+    return {"text": text.features.float().cpu(), "mask": text.mask.cpu(), "labels": labels}

@@ -17,26 +17,31 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from backbones import Backbone, Text, bundle, paths
+from backbones import Backbone, Text, attach, bundle, paths
 from physexperts import masked_mean
 from prophy import losses
-from prophy.adapter import ProphyAdapter, answering
+from prophy.adapter import ProphyAdapter
 from prophy.config import Recipe
 from prophy.wisa import WisaAdapter
-from trainers import FitResult, InMemory, Length, MapStyle, Progress, Stage, checkpoint, dump_config, fit
+from trainers import FitResult, HeldOut, InMemory, Length, MapStyle, Progress, Stage, checkpoint, dump_config, fit
 from trainers.data import take
+from trainers.engine import Engine, launched
 
 __all__ = ["Trainer", "adapter_of", "fresh", "kind_of", "ready", "save_bundle", "stages", "standardise", "train"]
 
 Batch = Mapping[str, Any]
+
+HELD_CLIPS = 32
+"""Clips of the held-out loss: our choice."""
 
 STANDARD_ROWS, STANDARD_BATCH = 1024, 32
 """Rows whose texts give the router's mean and spread, and how many are read at once: items on disk hold latents too."""
 
 
 class Trainer:
-    """The loss of one adapter beside one frozen backbone, inside `answering`; batches hold `latent`, `text`, `mask`,
-    `labels`, and where tokens are aligned `target` and `active`.
+    """The loss of one adapter beside one frozen backbone, attached so that `predict` asks it (`attach(...,
+    in_predict=True)`); batches hold `latent`, `text`, `mask`, `labels`, and where tokens are aligned `target` and
+    `active`.
     """
 
     def __init__(self, recipe: Recipe, adapter: Any, backbone: Backbone) -> None:
@@ -58,6 +63,21 @@ class Trainer:
         # An empty prompt says nothing of its video: its row leaves the pairs.
         return terms | self.adapter.terms(batch, labels * ~dropped[:, None])
 
+    def held_out(self, batch: Batch, level: float, generator: torch.Generator) -> dict[str, Tensor]:
+        """L_diff at one noise level with every prompt, and L_fine-align where tokens have targets, unweighted."""
+        x0 = batch["latent"]
+        sigma = sigma_of(self.recipe, self.backbone, torch.full((len(x0),), level)).to(x0.device)
+        eps = torch.randn(x0.shape, generator=generator).to(x0.device)
+        text = self.text(batch, torch.zeros(len(x0), dtype=torch.bool, device=x0.device))
+        with torch.no_grad():
+            velocity = self.backbone.predict(paths.noise(x0, eps, sigma), sigma, text)
+            spec, refined = self.backbone.spec, self.adapter.seen.refinement
+            error = losses.diffusion(velocity.float(), paths.target(x0, eps), sigma, spec.prediction)
+            if refined is None or "target" not in batch:
+                return {"diffusion": error}
+            fine = losses.fine(refined, batch["target"], batch["active"], self.recipe.losses)
+            return {"diffusion": error, "align": fine}
+
     def text(self, batch: Batch, dropped: Tensor) -> Text:
         """The text of a batch, the empty one where it is dropped."""
         empty = self.empty.to(batch["text"].device)
@@ -69,7 +89,11 @@ class Trainer:
 
 def levels(recipe: Recipe, backbone: Backbone, count: int, generator: torch.Generator) -> Float[Tensor, " b"]:
     """Draw noise levels as the backbone was trained: uniform timesteps (v-prediction), or uniform with its shift."""
-    u = torch.rand(count, generator=generator)
+    return sigma_of(recipe, backbone, torch.rand(count, generator=generator))
+
+
+def sigma_of(recipe: Recipe, backbone: Backbone, u: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """The noise levels at quantiles `u` in [0, 1) of those that are drawn."""
     scheduler = backbone.pipe.scheduler
     if backbone.spec.prediction == "v":
         table = paths.level(scheduler.alphas_cumprod.double().cpu()).float()
@@ -155,20 +179,29 @@ def train(
     resume: bool = False,
     only: str | None = None,
     teacher: str = "",
+    held: MapStyle | None = None,
     quiet: bool = False,
+    engine: Engine | None = None,
 ) -> tuple[Any, FitResult]:
     """Train an adapter and write its bundle into `out/bundle`; `only` stops after the stage of that name; `said` as in
-    `stages`.
+    `stages`; `held` are clips for the held-out loss (not of WISA, whose guidance steps in wherever it does not train).
+    Of several processes (`engine`; none: as they were launched) the first writes.
     """
+    engine = engine or launched()
     adapter = fresh(recipe, backbone)
     standardise(adapter, data if said is None else said)
-    if not (out / "recipe.yaml").exists():
+    if engine.main and not (out / "recipe.yaml").exists():
         dump_config(recipe, out / "recipe.yaml")
+    held_out = None
+    if held is not None and recipe.adapter != "wisa":
+        look, clips = Trainer(recipe, adapter, backbone), min(HELD_CLIPS, len(held))
+        held_out = HeldOut(look.held_out, held, clips=clips, batch_size=min(16, clips), every=recipe.save_every)
     if recipe.checkpointing:
         for model in backbone.transformers:
             model.enable_gradient_checkpointing()  # pyright: ignore
     try:
-        with backbone.frozen(), answering(backbone, adapter):
+        with backbone.frozen(), attach(backbone, adapter, in_predict=True):
+            adapter.train()  # attached, it would guide as it does while sampling (WISA); groups are set by their stages
             plan = _until(stages(recipe, adapter, backbone, data, said), only)
             result = fit(
                 plan,
@@ -177,13 +210,18 @@ def train(
                 seed=recipe.seed,
                 resume=resume,
                 save_every=recipe.save_every,
+                trackers=recipe.trackers,
+                held_out=held_out,
+                engine=engine,
                 quiet=quiet,
             )
     finally:
         for model in backbone.transformers:
             model.disable_gradient_checkpointing()  # pyright: ignore
-    dump_config(recipe, out / "recipe.yaml")  # what a resumed run was finished with
-    save_bundle(adapter, backbone, out / "bundle", history=result.history, teacher=teacher)
+    if engine.main:
+        dump_config(recipe, out / "recipe.yaml")  # what a resumed run was finished with
+        save_bundle(adapter, backbone, out / "bundle", history=result.history, teacher=teacher)
+    engine.barrier()
     return adapter, result
 
 

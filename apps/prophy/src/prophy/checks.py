@@ -1,0 +1,98 @@
+"""What `prophy check` looks at before hours go into a run: backbone, clips, labels, round trip, teacher, identity.
+
+Nothing is written. Of a folder every record is read and a few clips are cut; of the simulated world a few are drawn.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from backbones import attach, sample
+from prophy.adapter import count
+from prophy.config import Recipe
+from prophy.data import teacher_of, token_grid
+from prophy.labels import names, vector
+from prophy.plan import artefacts
+from prophy.sources import Clip, Refused, clips_of
+from prophy.train import fresh, kind_of
+from trainers import check, video
+from trainers.check import Finding
+
+__all__ = ["look"]
+
+FEW = 16
+"""Clips that are cut or drawn."""
+LISTED = 5
+
+
+def look(recipe: Recipe, backbone: Any, cache: Path) -> list[Finding]:
+    """Look at everything; ValueError for what leaves nothing to look at (no records, an illegal size)."""
+    d, source = recipe.data, clips_of(recipe)
+    grid, times = token_grid(recipe, backbone)
+    adapter = fresh(recipe, backbone)
+    parts = ", ".join(f"{name} {count(group):,}" for name, group in adapter.groups().items())
+    found = [
+        Finding("backbone", f"{backbone.id} ({backbone.digest})"),
+        Finding("latent", str(backbone.spec.latent.shape(d.frames, d.height, d.width))),
+        Finding("token grid (t, y, x)", f"{grid}, at {[round(t, 3) for t in times.tolist()]} s"),
+        Finding("trains", f"{kind_of(recipe)}: {parts}"),
+    ]
+    if getattr(adapter, "physical", None) is not None:
+        found.append(Finding("physical blocks beside", str(adapter.physical.places)))
+    listed = "; ".join(f"{s.path}: {s.why}" for s in (*source.skipped, *source.notes)[:LISTED])
+    said = f"{len(source.clips)} of {d.source}, {len(source.skipped)} left out, {len(source.notes)} with a note"
+    found.append(Finding("records", f"{said} ({listed})" if listed else said, "warn" if listed else "ok"))
+    found.append(_labels(recipe, source.clips))
+    found += _pixels(recipe, backbone, source.clips)
+    found.append(Finding("token targets", teacher_of(recipe)[0]))
+    found.append(_identity(recipe, backbone, adapter))
+    return [
+        *found,
+        check.disk(cache, sum(a.bytes_each * a.items for a in artefacts(recipe, backbone, len(source.clips)))),
+    ]
+
+
+def _labels(recipe: Recipe, clips: list[Clip]) -> Finding:
+    counts = torch.stack([vector(clip.labels, recipe.data.vocabulary) for clip in clips]).sum(0)
+    known = names(recipe.data.vocabulary)
+    return check.coverage({name: int(n) for name, n in zip(known, counts.tolist(), strict=True)}, len(clips))
+
+
+def _pixels(recipe: Recipe, backbone: Any, clips: list[Clip]) -> list[Finding]:
+    few = [clips[i] for i in np.linspace(0, len(clips) - 1, min(FEW, len(clips))).astype(int)]
+    cuts = [_cut(clip) for clip in few]
+    frames = [cut.frames for cut in cuts if cut.frames is not None]
+    found = check.lengths(cuts)
+    if not frames:
+        return found
+    latent = backbone.spec.latent
+    encode, decode = (partial(_batched, f, recipe) for f in (backbone.encode, backbone.decode))
+    return found + check.round_trip(encode, decode, np.stack(frames), mean=latent.mean, std=latent.std)
+
+
+def _cut(clip: Clip) -> check.Cut:
+    try:
+        loaded = clip.item.load()
+    except (ValueError, OSError, Refused) as error:
+        return check.Cut(clip.id, why=str(error))
+    return check.Cut(clip.id, loaded.frames, video.jitter(loaded.times_s))
+
+
+def _batched(function: Any, recipe: Recipe, x: torch.Tensor) -> torch.Tensor:
+    return torch.cat([function(part.to(recipe.device)) for part in x.split(recipe.data.encode_batch)])
+
+
+def _identity(recipe: Recipe, backbone: Any, adapter: Any) -> Finding:
+    """A fresh adapter changes nothing, bit for bit."""
+    d = recipe.data
+    one = partial(sample, backbone, ["a ball"], seed=0, frames=d.frames, height=d.height, width=d.width, steps=1)
+    base = one()
+    with attach(backbone, adapter):
+        same = torch.equal(one(), base)
+    said = f"a fresh adapter of {count(adapter):,} parameters "
+    if same:
+        return Finding("identity", said + "changes nothing, bit for bit")
+    return Finding("identity", said + "changes the backbone's output: please report this", "error")
