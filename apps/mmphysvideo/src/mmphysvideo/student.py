@@ -118,7 +118,7 @@ class Learner(nn.Module):
         q: Float[Tensor, "b c t h w"] | None,
         sigma: Float[Tensor, "b *t"],
         text: Float[Tensor, "b l e"],
-        features: Float[Tensor, "b t y x d"] | None = None,
+        features: Float[Tensor, "b f y x d"] | None = None,
     ) -> Float[Tensor, ""]:
         """The alignment of the kept tokens with the teacher's on the same x (and the noised true perception q), or
         with an encoder's `features`.
