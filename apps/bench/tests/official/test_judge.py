@@ -334,7 +334,12 @@ def model(tmp_path_factory):
     )
     pictures = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
     processor = LlavaProcessor(
-        pictures, tokenizer, patch_size=8, vision_feature_select_strategy="full", chat_template=template
+        pictures,
+        tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="full",
+        num_additional_image_tokens=1,
+        chat_template=template,
     )
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     llava = LlavaForConditionalGeneration(

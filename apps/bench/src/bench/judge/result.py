@@ -102,7 +102,12 @@ def _item(clip: Clip, said: Sequence[tuple[Question, str, int | None]], tasks: S
     details: dict[str, Any] = {"answers": words, **({"rules": rules} if rules else {})}
     prompt = clip.prompt
     return Item(
-        id=prompt.id, group=prompt.group, prompt=prompt.caption, seed=clip.sample, values=values, details=details
+        id=prompt.id,
+        group=prompt.group,
+        prompt=prompt.caption,
+        seed=clip.sample,
+        values=dict(videophy2.with_good(values)),
+        details=details,
     )
 
 

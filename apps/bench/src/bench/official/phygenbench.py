@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.means import mean
 from bench.official import tables
-from bench.official.metrics import mean
 from bench.official.prompts import Prompt, PromptList
 from bench.results import Item, Metric, System
 

@@ -22,7 +22,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bench.official import tables
-from bench.official.metrics import mean
 from bench.official.prompts import Prompt, PromptList
 from bench.results import Item, Metric, System
 
@@ -218,7 +217,7 @@ def groups_of(found: Mapping[str, Dimension], items: Sequence[Item]) -> dict[str
     """Give each dimension's score with the number of its videos and of those that count."""
     groups = {}
     for dimension, entry in found.items():
-        results = [item.values["result"] for item in items if item.group == dimension]
-        counted = mean(results)
-        groups[dimension] = {"score": counted.model_copy(update={"value": entry.score})}
+        known = [item.values["result"] is not None for item in items if item.group == dimension]
+        n_valid = None if all(known) else sum(known)
+        groups[dimension] = {"score": Metric(value=entry.score, n=len(known), n_valid=n_valid)}
     return groups

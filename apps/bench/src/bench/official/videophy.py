@@ -12,13 +12,14 @@ References: VideoPhy (Bansal et al., 2024); github.com/Hritikbansal/videophy at 
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.means import mean
 from bench.official import tables
 from bench.official.folder import Clip, owner
-from bench.official.metrics import mean, share
+from bench.official.metrics import Value, share
 from bench.official.prompts import PromptList
 from bench.results import Item, Metric, System
 
@@ -110,14 +111,14 @@ def system(name: str, prompts: PromptList, sa: Scores | None, pc: Scores | None)
         found = owner(Path(path).stem, prompts)
         prompt = prompts.by_caption.get(caption) if caption is not None else found[0] if found else None
         unknown += prompt is None
-        values = {f"{task}_score": scores.scores.get(path) for task, scores in given.items()}
+        values = with_halves({task: scores.scores.get(path) for task, scores in given.items()})
         items.append(
             Item(
                 id=prompt.id if prompt else Path(path).stem,
                 group=prompt.group if prompt else "",
                 prompt=prompt.caption if prompt else caption or "",
                 seed=found[1] if found else None,
-                values=values,
+                values=dict(values),
                 details={"videopath": path},
             )
         )
@@ -150,27 +151,40 @@ def _said(task: str, scores: Scores, paths: Sequence[str]) -> list[str]:
     return said
 
 
+def with_halves(scores: Mapping[str, Value]) -> dict[str, Value]:
+    """Return a video's scores and whether each, and both, are at least one half (1 or 0; none where unknown).
+
+    >>> with_halves({"sa": 0.5, "pc": 0.2})
+    {'sa_score': 0.5, 'sa_at_half': 1, 'pc_score': 0.2, 'pc_at_half': 0, 'joint_at_half': 0}
+    """
+    values: dict[str, Value] = {}
+    for task, score in scores.items():
+        values |= {f"{task}_score": score, f"{task}_at_half": None if score is None else int(score >= 0.5)}
+    if len(scores) == 2:
+        values["joint_at_half"] = both([values["sa_at_half"]], [values["pc_at_half"]])[0]
+    return values
+
+
 def figures(items: Sequence[Item], tasks: Sequence[str]) -> dict[str, Metric]:
     """Return both readings for the tasks at hand, and where both are, the share with both of at least one half."""
     found: dict[str, Metric] = {}
-    half: dict[str, list[bool | None]] = {}
     for task in tasks:
-        scores = [item.values.get(f"{task}_score") for item in items]
-        half[task] = [None if score is None else score >= 0.5 for score in scores]
-        found[f"{task}_mean"] = mean(scores, unit="mean score")
-        found[f"{task}_at_half"] = share(half[task], unit="share of scores >= .5")
+        found[f"{task}_mean"] = mean([item.values.get(f"{task}_score") for item in items], unit="mean score")
+        found[f"{task}_at_half"] = share(
+            [item.values.get(f"{task}_at_half") for item in items], unit="share of scores >= .5"
+        )
     if len(tasks) == 2:
-        found["joint_at_half"] = share(both(half["sa"], half["pc"]), unit="share of both >= .5")
+        found["joint_at_half"] = share([item.values.get("joint_at_half") for item in items], unit="share of both >= .5")
     return found
 
 
-def both(a: Sequence[bool | None], b: Sequence[bool | None]) -> list[bool | None]:
-    """Return whether both hold; unknown where either is.
+def both(a: Sequence[Value], b: Sequence[Value]) -> list[int | None]:
+    """Return 1 where both hold and 0 where one does not; none where either is unknown.
 
-    >>> both([True, True, None], [True, False, False])
-    [True, False, None]
+    >>> both([1, 1, None], [1, 0, 0])
+    [1, 0, None]
     """
-    return [None if x is None or y is None else x and y for x, y in zip(a, b, strict=True)]
+    return [None if x is None or y is None else int(bool(x and y)) for x, y in zip(a, b, strict=True)]
 
 
 def distinct(items: Sequence[Item]) -> tuple[Item, ...]:

@@ -14,14 +14,15 @@ References: VideoPhy-2 (Bansal et al., 2025); github.com/Hritikbansal/videophy a
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.means import mean
 from bench.official import tables
 from bench.official.folder import Clip, owner
-from bench.official.metrics import mean, share
+from bench.official.metrics import Value, share
 from bench.official.prompts import Prompt, PromptList
 from bench.official.videophy import both, coverage, distinct
 from bench.results import Item, Metric, System
@@ -129,7 +130,7 @@ def system(
         prompt = prompts.by_caption.get(caption) if caption is not None else found[0] if found else None
         unknown += prompt is None
         rated = any(path in ratings.scores for ratings in given.values())  # videos of rules may be others
-        values = {task: ratings.scores.get(path) for task, ratings in given.items()} if rated else {}
+        values = with_good({task: ratings.scores.get(path) for task, ratings in given.items()} if rated else {})
         items.append(_item(prompt, caption, path, found[1] if found else None, values, by_video.get(path, {})))
     notes = [note for task, ratings in given.items() for note in _said(task, ratings, paths, by_video)]
     if rules and rules.doubled:
@@ -145,7 +146,7 @@ def _item(
     caption: str | None,
     path: str,
     sample: int | None,
-    values: dict[str, int | None],
+    values: dict[str, Value],
     rules: dict[str, int],
 ) -> Item:
     details: dict[str, Any] = {"videopath": path}
@@ -159,6 +160,20 @@ def _item(
         values=dict(values),
         details=details,
     )
+
+
+def with_good(ratings: Mapping[str, Value]) -> dict[str, Value]:
+    """Return a video's ratings and whether each, and both, are at least 4 (1 or 0; none where unknown).
+
+    >>> with_good({"sa": 4, "pc": 3})
+    {'sa': 4, 'sa_at_4': 1, 'pc': 3, 'pc_at_4': 0, 'joint_at_4': 0}
+    """
+    values: dict[str, Value] = {}
+    for task, rating in ratings.items():
+        values |= {task: rating, f"{task}_at_4": None if rating is None else int(rating >= GOOD)}
+    if {"sa", "pc"} <= ratings.keys():
+        values["joint_at_4"] = both([values["sa_at_4"]], [values["pc_at_4"]])[0]
+    return values
 
 
 def _said(task: str, ratings: Ratings, paths: Sequence[str], by_video: dict[str, dict[str, int]]) -> list[str]:
@@ -184,16 +199,13 @@ def _system(name: str, items: Sequence[Item]) -> System:
 def figures(items: Sequence[Item]) -> dict[str, Metric]:
     """Return mean ratings, shares of ratings >= 4, Joint, and rules with the share that could not be judged."""
     found: dict[str, Metric] = {}
-    good: dict[str, list[bool | None]] = {}
     for task in ("sa", "pc"):
-        ratings = [item.values.get(task) for item in items if task in item.values]
-        if not ratings:
-            continue
-        good[task] = [None if rating is None else rating >= GOOD for rating in ratings]
-        found[f"{task}_mean"] = mean(ratings, unit="mean rating, 1 to 5")
-        found[f"{task}_at_4"] = share(good[task], unit="share of ratings >= 4")
-    if len(good) == 2:
-        found["joint_at_4"] = share(both(good["sa"], good["pc"]), unit="share of both >= 4")
+        if ratings := [item.values[task] for item in items if task in item.values]:
+            found[f"{task}_mean"] = mean(ratings, unit="mean rating, 1 to 5")
+            good = [item.values[f"{task}_at_4"] for item in items if task in item.values]
+            found[f"{task}_at_4"] = share(good, unit="share of ratings >= 4")
+    if joint := [item.values["joint_at_4"] for item in items if "joint_at_4" in item.values]:
+        found["joint_at_4"] = share(joint, unit="share of both >= 4")
     labels = [label for item in items for label in _labels(item).values()]
     if labels:
         decided = [{"followed": True, "violated": False}.get(label) for label in labels]
@@ -233,6 +245,6 @@ def _labelled(row: Any, where: str) -> tuple[Item, str]:
         raise ValueError(f"expected caption, video_url, model_name, sa and pc in {where}, got {error!r}") from None
     if any(rating not in range(1, 6) for rating in ratings.values()):
         raise ValueError(f"expected ratings from 1 to 5 in {where}, got {ratings}")
-    group = {1: "hard", 0: "not hard"}.get(hard, "hardness unknown")
+    group = {"1": "hard", "0": "not hard"}.get(str(hard), "hardness unknown")
     details: dict[str, Any] = {"video_url": url, **({"rules": rules} if rules else {})}
-    return Item(id=caption, group=group, prompt=caption, values=dict(ratings), details=details), model
+    return Item(id=caption, group=group, prompt=caption, values=dict(with_good(ratings)), details=details), model
