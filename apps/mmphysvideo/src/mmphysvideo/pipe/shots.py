@@ -93,8 +93,9 @@ def _cuts(small: UInt8[np.ndarray, "t h w 3"], change: float) -> list[int]:
     moved = np.abs(np.diff(small.astype(np.float32), axis=0)).mean((1, 2, 3)) / 255
     found = []
     for t in np.flatnonzero((apart > change) & (moved > PICTURE_CHANGE)) + 1:
-        back = 0.5 * np.abs(colours[min(t + 1, len(colours) - 1)] - colours[t - 1]).sum()
-        if back > change / 2:  # else a flash: the frame after it is like the one before
+        begins = 0.5 * np.abs(colours[min(t + 1, len(colours) - 1)] - colours[t - 1]).sum()
+        ends = 0.5 * np.abs(colours[t] - colours[max(t - 2, 0)]).sum()
+        if min(begins, ends) > change / 2:  # else a flash: the frame after it is like the one before
             found.append(int(t))
     return found
 

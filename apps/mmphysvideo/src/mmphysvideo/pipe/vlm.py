@@ -143,14 +143,6 @@ class Server:
         """Model and server."""
         return f"{self.settings.model} at {self.settings.url}"
 
-    @cached_property
-    def _client(self) -> Any:
-        from openai import OpenAI
-
-        s = self.settings
-        key = os.environ.get(s.key_variable) or "none"
-        return OpenAI(base_url=s.url, api_key=key, timeout=s.timeout_s, max_retries=s.retries)
-
     def testify(self, clip: Seen) -> Evidence:
         """Ask for evidence."""
         return ask(self, clip, self.settings)
@@ -167,10 +159,12 @@ class Server:
             parts.append({"type": "image_url", "image_url": {"url": _as_url(frame)}})
         messages: list[Any] = [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
         messages += [{"role": role, "content": text} for role, text in talk]
+        s, key = self.settings, os.environ.get(self.settings.key_variable) or "none"
         try:
-            reply = self._client.chat.completions.create(
-                model=self.settings.model, messages=messages, temperature=0, max_tokens=self.settings.max_tokens
-            )
+            with openai.OpenAI(base_url=s.url, api_key=key, timeout=s.timeout_s, max_retries=s.retries) as client:
+                reply = client.chat.completions.create(
+                    model=s.model, messages=messages, temperature=0, max_tokens=s.max_tokens
+                )
             text = reply.choices[0].message.content
         except openai.OpenAIError as error:
             raise NoEvidence(self._clean(f"{self.name}: {type(error).__name__}: {error}")[:500]) from None
