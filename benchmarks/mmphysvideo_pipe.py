@@ -1,9 +1,9 @@
 """Quality and speed of MMPhysPipe's embedded experts.
 
 `quality`: mask IoU and track error against the simulated world's exact masks and tracks, at scale 2, by mechanism, with
-balls also redrawn with random patterns before random patterns. `speed`: clips a second of the whole perception (filters,
-rules, segmentation, tracks, checks) on one thread, against OpenCV's own background subtraction (MOG2), connected
-components and Lucas-Kanade on the same clips, run in turns; MOG2's masks are judged, too.
+balls also redrawn with random patterns before random patterns. `speed`: clips a second of the whole perception
+(filters, rules, segmentation, tracks, checks) on one thread, against OpenCV's own background subtraction (MOG2),
+connected components and Lucas-Kanade on the same clips, run in turns; MOG2's masks are judged, too.
 
     OMP_NUM_THREADS=1 python benchmarks/mmphysvideo_pipe.py quality --clips 24
     OMP_NUM_THREADS=1 python benchmarks/mmphysvideo_pipe.py speed --rounds 5
@@ -12,6 +12,7 @@ components and Lucas-Kanade on the same clips, run in turns; MOG2's masks are ju
 import argparse
 import json
 import time
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -42,7 +43,7 @@ def peer(frames):
         tracks = Tracks(np.zeros((0, t, 2), np.float32), np.zeros((0, t), bool), np.zeros(0, np.uint8))
         return Perception(masks, planar_points(t, h, w), tracks, Space.planar(h, w), tuple("abcdef"))
     path, good = [corners], [np.ones(len(corners), bool)]
-    for a, b in zip(grey, grey[1:], strict=False):
+    for a, b in pairwise(grey):
         there, found, _ = cv2.calcOpticalFlowPyrLK(a, b, path[-1], None, winSize=(15, 15))
         path.append(there)
         good.append(good[-1] & (found.ravel() == 1))

@@ -83,17 +83,21 @@ def test_every_file_is_kept_dropped_failed_or_skipped_with_a_reason(done):
 def test_what_is_kept_can_be_read_as_records_and_decoded(done):
     out, manifest = done
     records, skipped = read_records(out / "records.jsonl")
-    assert len(records) == 3 and not skipped
+    assert len(records) == 3
+    assert not skipped
     for record, clip in zip(records, manifest["kept"], strict=True):
         pseudo = video.read(out / record.extra["perception"])
         rgb = video.read(record.path)
         assert pseudo.frames.shape == rgb.frames.shape == (9, 32, 32, 3)
         masks = decode(pseudo.frames, Coding.of(record.extra["coding"])).masks
-        assert masks.any((1, 2)).all() and masks.max() == 1
-        assert clip["subjects"][0]["evidence_frames"] == [0, 4, 8] and record.caption == clip["caption"]
+        assert masks.any((1, 2)).all()
+        assert masks.max() == 1
+        assert clip["subjects"][0]["evidence_frames"] == [0, 4, 8]
+        assert record.caption == clip["caption"]
     assert manifest["kept"][1]["source_caption"] == "a ball is thrown"
     sheet = cv2.imread(str(out / "sheet.png"))
-    assert sheet.shape[0] > 3 * 3 * 168 and sheet.std() > 20
+    assert sheet.shape[0] > 3 * 3 * 168
+    assert sheet.std() > 20
 
 
 def test_a_second_run_does_nothing_and_writes_the_same_bytes(pool, done):
@@ -113,7 +117,8 @@ def test_a_changed_setting_makes_anew_what_depends_on_it_and_nothing_else(pool, 
     made = []
     stricter = SETTINGS.model_copy(update={"checks": SETTINGS.checks.model_copy(update={"area": (0.5, 0.8)})})
     manifest = goes(pool, out, settings=stricter, watch=lambda clip, stage: made.append(stage))
-    assert set(made) == {"checks", "strip"} and made.count("checks") == 3
+    assert set(made) == {"checks", "strip"}
+    assert made.count("checks") == 3
     assert [c["stage"] for c in manifest["dropped"]] == ["filters", "checks", "checks", "checks"]
     assert all("area is" in c["why"] for c in manifest["dropped"][1:])
     assert (out / "records.jsonl").read_text() == ""
@@ -146,7 +151,8 @@ def test_a_run_that_is_killed_at_every_third_stage_neither_repeats_nor_drops_wor
         if not os.WIFSIGNALED(status):
             break
         deaths += 1
-    assert os.WEXITSTATUS(status) == 0 and deaths >= 6
+    assert os.WEXITSTATUS(status) == 0
+    assert deaths >= 6
     lines = log.read_text().split("\n")[:-1]
     assert len(lines) == len(set(lines))
     for name in ("manifest.json", "records.jsonl", "sheet.png"):
@@ -162,7 +168,8 @@ def test_two_processes_that_share_the_files_leave_what_one_leaves(pool, done, tm
 
 
 def test_names_of_files_cannot_lead_out_of_the_run(tmp_path):
-    assert "/" not in slug("../../etc/passwd") and slug("a b") != slug("a_b")
+    assert "/" not in slug("../../etc/passwd")
+    assert slug("a b") != slug("a_b")
     clip = physworld.simulate("rigid_body", 0, split="val")
     video.write(tmp_path / "pool" / "..hidden" / "x.mp4", clip.video, 16)
     with pytest.raises(ValueError, match="holds no videos"):
@@ -183,7 +190,8 @@ def test_a_cut_parts_two_shots_and_a_flash_does_not(tmp_path):
     clips = [c for s in found for c in shots.clips_of(s, (48, 48), cut)]
     assert [(c.frames, c.stride, round(c.start_s * 16)) for c in clips] == [(5, 2, 0), (9, 2, 12)]
     loaded = shots.load(path, clips[1])
-    assert np.allclose(np.diff(loaded.times_s), 1 / 8) and loaded.frames.min() > 80
+    assert np.allclose(np.diff(loaded.times_s), 1 / 8)
+    assert loaded.frames.min() > 80
 
 
 def test_filters_name_the_measure_and_its_bound():
@@ -193,7 +201,8 @@ def test_filters_name_the_measure_and_its_bound():
     sharp, soft = filters.measure(clip), filters.measure(blurred)
     assert soft.sharpness < 0.7 * sharp.sharpness
     between = Bounds(least_sharpness=(soft.sharpness + sharp.sharpness) / 2)
-    assert filters.refuse(sharp, between) == "" and filters.refuse(soft, between).startswith("sharpness is ")
+    assert filters.refuse(sharp, between) == ""
+    assert filters.refuse(soft, between).startswith("sharpness is ")
     for wrong, name in (
         (clip // 12, "brightness"),
         (np.repeat(clip[:1], 9, 0), "motion"),
@@ -220,7 +229,9 @@ def test_a_subject_without_evidence_is_struck_out(throw):
         kept, struck, dropped = supported(
             good.model_copy(update={"subjects": [subject, wrong.model_copy(update={"id": 2})]}), throw.frames, most=6
         )
-        assert [s.id for s in kept] == [1] and why in struck[0][1] and dropped == ""
+        assert [s.id for s in kept] == [1]
+        assert why in struck[0][1]
+        assert dropped == ""
         assert supported(good.model_copy(update={"subjects": [wrong]}), throw.frames, most=6)[2].startswith(
             "no subject"
         )
@@ -233,13 +244,16 @@ def test_a_subject_without_evidence_is_struck_out(throw):
 
 def test_the_rules_see_a_throw_and_a_collision(throw):
     heard = Rules().testify(throw)
-    assert heard.process == ["motion"] and heard.subjects[0].role == "agent" and heard.camera_motion == "static"
+    assert heard.process == ["motion"]
+    assert heard.subjects[0].role == "agent"
+    assert heard.camera_motion == "static"
     hits = [physworld.simulate("collision", seed, split="val", scale=2) for seed in range(6)]
     said = [Rules().testify(Seen("hit", clip.video, clip.times_s)) for clip in hits]
     assert sum("collision" in one.process for one in said) >= 4
     assert all(len(one.subjects) == 2 and {s.role for s in one.subjects} >= {"agent"} for one in said)
     still = Rules().testify(Seen("still", np.repeat(throw.frames[:1], 9, 0), throw.times_s[:9]))
-    assert not still.keep and not still.subjects
+    assert not still.keep
+    assert not still.subjects
 
 
 @pytest.mark.parametrize(
@@ -257,7 +271,8 @@ def test_the_rules_see_a_throw_and_a_collision(throw):
 )
 def test_what_a_model_plainly_means_is_read(text):
     found = read_answer(text, 64, 64)
-    assert found.process == ["free fall"] and found.subjects[0].box == (0, 0, 1, 1)
+    assert found.process == ["free fall"]
+    assert found.subjects[0].box == (0, 0, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -334,7 +349,8 @@ def test_a_server_sees_numbered_frames_and_a_broken_answer_is_sent_back_to_be_me
     monkeypatch.setenv("OPENAI_API_KEY", "sesame")
     fake.replies = [(500, "busy"), (200, "no idea"), (200, json.dumps(ANSWER))]
     heard = Server(serving(fake)).testify(throw)
-    assert heard.process == ["free fall"] and heard.clip == "throw"
+    assert heard.process == ["free fall"]
+    assert heard.clip == "throw"
     assert len(fake.asked) == 3  # one retry, one repair
     parts = fake.asked[0]["messages"][0]["content"]
     assert [p["text"] for p in parts if p["type"] == "text"][:3] == ["frame 0", "frame 8", "frame 16"]
@@ -360,12 +376,14 @@ def test_a_server_that_fails_loses_no_clip(fake, throw, monkeypatch, pool, tmp_p
     settings = SETTINGS.model_copy(update={"witness": serving(fake, **more)})
     manifest = run([source], tmp_path, settings, quiet=True)
     (clip,) = manifest["failed"]
-    assert clip["stage"] == "evidence" and manifest["totals"]["failed"] == 1
+    assert clip["stage"] == "evidence"
+    assert manifest["totals"]["failed"] == 1
     assert "sesame" not in (tmp_path / "manifest.json").read_text()
 
     fake.replies = [(200, json.dumps(ANSWER | {"subjects": [ANSWER["subjects"][0] | {"box": [0.0, 0.0, 1.0, 1.0]}]}))]
     again = run([source], tmp_path, settings, quiet=True)
-    assert again["totals"]["failed"] == 0 and len(again["kept"] + again["dropped"]) == 1
+    assert again["totals"]["failed"] == 0
+    assert len(again["kept"] + again["dropped"]) == 1
 
 
 def test_with_a_fallback_the_rules_testify_and_the_manifest_says_so(fake, pool, tmp_path):
@@ -374,7 +392,9 @@ def test_with_a_fallback_the_rules_testify_and_the_manifest_says_so(fake, pool, 
     source = next(s for s in sources_of(pool)[0] if s.id == "throw 0.mp4")
     outcome = process(source, tmp_path, settings, crew_of(settings))
     (clip,) = outcome["clips"]
-    assert clip["status"] == "kept" and clip["witness"] == "rules" and "InternalServerError" in clip["instead"]
+    assert clip["status"] == "kept"
+    assert clip["witness"] == "rules"
+    assert "InternalServerError" in clip["instead"]
 
 
 def test_the_command_runs_and_says_what_was_kept(pool, tmp_path):
@@ -383,6 +403,8 @@ def test_the_command_runs_and_says_what_was_kept(pool, tmp_path):
     options = ["--set", "cut.frames=9", "--set", "cut.fps=16", "--set", "cut.long_side=32", "--set", "cut.multiple=8"]
     one = str(pool / "throw 0.mp4")
     said = CliRunner().invoke(app, [one, "--out", str(tmp_path), "--quiet", *options])
-    assert said.exit_code == 0 and "1 kept, 0 dropped, 0 failed, 0 pending" in said.output
+    assert said.exit_code == 0
+    assert "1 kept, 0 dropped, 0 failed, 0 pending" in said.output
     wrong = CliRunner().invoke(app, [one, "--out", str(tmp_path), "--set", "cut.frame=9"])
-    assert wrong.exit_code == 1 and "did you mean 'frames'" in " ".join(wrong.output.split())
+    assert wrong.exit_code == 1
+    assert "did you mean 'frames'" in " ".join(wrong.output.split())

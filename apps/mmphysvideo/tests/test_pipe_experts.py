@@ -50,7 +50,8 @@ def test_the_judge_fails_a_shifted_mask_and_a_static_track():
     seen = perceive(clip.video)[0]
     still = replace(seen.tracks, position=np.repeat(seen.tracks.position[:, :1], 17, 1))
     wrong = judge(clip, replace(seen, masks=np.roll(seen.masks, 4, 2), tracks=still))
-    assert wrong.iou < 0.65 and wrong.track_px > 4
+    assert wrong.iou < 0.65
+    assert wrong.track_px > 4
 
 
 def test_a_body_that_rests_for_most_of_the_clip_is_in_front_all_the_same():
@@ -70,7 +71,8 @@ def test_a_shadow_is_no_body():
     for k, frame in enumerate(frames):
         frame[40:55, 5 + 4 * k : 20 + 4 * k] = 0.75 * ground[0, 0]
     bodies = Seen("clip", frames, np.arange(12) / 8).bodies
-    assert bodies.max() == 1 and not bodies[:, 40:].any()
+    assert bodies.max() == 1
+    assert not bodies[:, 40:].any()
 
 
 def test_a_camera_that_pans_is_found_and_the_body_with_it():
@@ -83,7 +85,8 @@ def test_a_camera_that_pans_is_found_and_the_body_with_it():
     bodies = Seen("clip", frames, np.arange(12) / 8).bodies
     body = np.zeros(SIZE, bool)
     body[30:42, 45:57] = True  # frame 5
-    assert (bodies[5] == 1)[body].mean() > 0.8 and (bodies[5] > 0).sum() < 1.6 * body.sum()
+    assert (bodies[5] == 1)[body].mean() > 0.8
+    assert (bodies[5] > 0).sum() < 1.6 * body.sum()
 
 
 def test_bodies_that_move_together_over_an_empty_ground_move_no_camera():
@@ -126,11 +129,14 @@ def test_checks_take_out_the_subject_that_fails_and_number_the_rest_anew():
     brief = seen.masks.copy()
     brief[2:][brief[2:] == 1] = 0  # the first is seen in two frames only
     kept, found, why = checked(replace(seen, masks=brief), Checks())
-    assert why == "" and kept.subjects == seen.subjects[1:] and kept.masks.max() == 1
+    assert why == ""
+    assert kept.subjects == seen.subjects[1:]
+    assert kept.masks.max() == 1
     assert "life is 0.118, wanted 0.2 to 1" in str(found)
     assert (kept.masks[5] == 1).sum() == (seen.masks[5] == 2).sum()
     nobody, _, why = checked(without(seen, [1, 2]), Checks())
-    assert why == "no subject" and not nobody.masks.any()
+    assert why == "no subject"
+    assert not nobody.masks.any()
 
 
 def test_tracks_that_leave_their_mask_and_a_background_that_wobbles_in_depth_fail():

@@ -79,7 +79,9 @@ def sam2(tmp_path_factory):
 
 def test_sam2_labels_every_pixel_of_every_frame_with_a_subject_or_none(sam2, clip):
     labels = Sam2(str(sam2)).segment(clip, SUBJECTS)
-    assert labels.shape == (4, 48, 64) and labels.dtype == np.uint8 and labels.max() <= 2
+    assert labels.shape == (4, 48, 64)
+    assert labels.dtype == np.uint8
+    assert labels.max() <= 2
     assert (Sam2(str(sam2)).segment(clip, SUBJECTS) == labels).all()
     assert not Sam2(str(sam2)).segment(clip, []).any()
 
@@ -116,7 +118,9 @@ def test_depth_gives_points_before_the_camera_and_the_manifest_its_name(depth_an
     crew = crew_of(Settings(experts=Experts(depth=str(depth_anything))))
     assert crew.names["depth"] == str(depth_anything)
     z, focal = crew.depth.depth(clip, np.zeros((4, 48, 64), np.uint8))
-    assert z.shape == (4, 48, 64) and z.min() >= 1 and z.max() <= 10.001
+    assert z.shape == (4, 48, 64)
+    assert z.min() >= 1
+    assert z.max() <= 10.001
     assert focal == pytest.approx(32 / np.tan(np.pi / 6))
     seen = observe(clip, [], crew)
     assert seen.space.focal_px == focal
@@ -142,7 +146,8 @@ class Predictor(torch.nn.Module):
         self.model = torch.nn.Linear(1, 1)
 
     def forward(self, video, queries, backward_tracking):
-        assert video.shape[2] == 3 and backward_tracking
+        assert video.shape[2] == 3
+        assert backward_tracking
         steps = torch.arange(video.shape[1])[:, None] - queries[0, :, 0]
         tracks = queries[0, None, :, 1:] + torch.stack([2 * steps, 0 * steps], -1)
         return tracks[None], torch.ones(tracks.shape[:2], dtype=torch.bool)[None]
@@ -159,8 +164,11 @@ def test_cotracker_s_points_come_back_as_y_and_x(clip, tmp_path, monkeypatch):
     masks = np.zeros((4, 48, 64), np.uint8)
     masks[1:, 10:20, 30:40] = 1
     tracks = CoTracker(str(tmp_path / "tracker.safetensors")).track(clip, masks)
-    assert len(tracks) and (tracks.subject == 1).all() and tracks.visible.all()
-    assert (tracks.position[:, 1] >= [10, 30]).all() and (tracks.position[:, 1] < [20, 40]).all()
+    assert len(tracks)
+    assert (tracks.subject == 1).all()
+    assert tracks.visible.all()
+    assert (tracks.position[:, 1] >= [10, 30]).all()
+    assert (tracks.position[:, 1] < [20, 40]).all()
     assert np.allclose(np.diff(tracks.position, axis=1), [0, 2])
     with pytest.raises(ValueError, match="safetensors file, found none"):
         CoTracker(str(tmp_path / "none")).track(clip, masks)

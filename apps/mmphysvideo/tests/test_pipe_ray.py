@@ -36,7 +36,8 @@ def test_the_manifest_equals_the_local_one_and_what_is_done_is_not_done_again(tm
     run(sources[:2], tmp_path / "ray", SETTINGS, quiet=True)  # a part is there already
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "ray" / "clips").rglob("*") if p.is_file()}
     manifest = run_on_ray(sources, tmp_path / "ray", SETTINGS, workers=2, skipped=skipped, quiet=True)
-    assert manifest["totals"]["kept"] == 3 and manifest["totals"]["pending"] == 0
+    assert manifest["totals"]["kept"] == 3
+    assert manifest["totals"]["pending"] == 0
     assert {p: p.stat().st_mtime_ns for p in before} == before
     for name in ("manifest.json", "records.jsonl", "sheet.png"):
         assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "local" / name).read_bytes()

@@ -101,9 +101,11 @@ def test_the_worlds_autoencoder_keeps_it_within_stated_errors(collision, backbon
 
 def test_bytes_and_the_signal_say_the_same(collision):
     made = of_clip(collision)
-    assert made.signal.min() >= -1 and made.signal.max() <= 1
+    assert made.signal.min() >= -1
+    assert made.signal.max() <= 1
     a, b = decode(made.frames, made.coding), decode(made.signal, made.coding)
-    assert (a.masks == b.masks).all() and np.abs(a.points - b.points).max() < 1e-3
+    assert (a.masks == b.masks).all()
+    assert np.abs(a.points - b.points).max() < 1e-3
 
 
 def test_a_surface_point_keeps_its_colour_while_it_moves(collision):
@@ -161,7 +163,9 @@ def test_with_depth_points_come_back_within_the_robust_bounds():
     assert compare(decode(xyz.frames, xyz.coding), truth, "xyz").point_rms < 0.004
     unified = encode(truth)
     found = compare(decode(unified.frames, unified.coding, queries=truth.tracks), truth, "unified")
-    assert found.mask_iou == 1.0 and found.point_rms < 0.02 and found.track_px < 0.5
+    assert found.mask_iou == 1.0
+    assert found.point_rms < 0.02
+    assert found.track_px < 0.5
 
 
 def test_a_new_seed_on_a_known_surface_goes_on_with_its_colour():
@@ -182,13 +186,16 @@ def test_a_subject_without_tracks_is_new_in_every_frame():
     masks = np.ones((2, 4, 4), np.uint8)
     none = Tracks(np.zeros((0, 2, 2), np.float32), np.zeros((0, 2), bool), np.zeros(0, np.uint8))
     found = spread(Perception(masks, planar_points(2, 4, 4), none, Space.planar(4, 4), ("all",)))
-    assert (found[1, ..., 0] == 1).all() and (found[1, 2, 3] == [1, 2, 3]).all()
+    assert (found[1, ..., 0] == 1).all()
+    assert (found[1, 2, 3] == [1, 2, 3]).all()
 
 
 @pytest.mark.parametrize("mechanism", ["fluid", "compressible_flow", "phase_change", "thermal", "optical"])
 def test_media_have_a_subject_by_their_level_and_tracks_carried_by_their_velocity(mechanism):
     clip = physworld.simulate(mechanism, 1)
     truth = perception_of(clip)
-    assert truth.masks.max() == 1 and len(truth.subjects) == 1 and len(truth.tracks)
+    assert truth.masks.max() == 1
+    assert len(truth.subjects) == 1
+    assert len(truth.tracks)
     moved = np.linalg.norm(truth.tracks.position[:, -1] - truth.tracks.position[:, 0], axis=1).max()
     assert (moved > 0.5) == ("velocity" in clip.fields)
