@@ -82,7 +82,7 @@ def _warnings(mine: Scores, still: Scores, masks: Masks) -> list[str]:
     if mine.original is None:
         said.append("the two real takes share no motion, so that the original score divides by zero: it is left out")
     if masks == "exact":
-        said.append("masks are exact; the official script cuts them from a lossy video (--masks mp4v does so, too)")
+        said.append("masks are exact; the official script cuts them from a lossy video: no number for the board")
     return said
 
 
