@@ -147,7 +147,7 @@ def _shadow(frame: Float32[np.ndarray, "h w 3"], background: Background) -> Bool
     share = (frame * background.picture).sum(-1) / np.maximum(size, 1.0)
     left = largest(np.abs(frame - share[..., None] * background.picture))
     bright = largest(background.picture) > 4 * background.least  # in the dark everything looks like a shadow
-    return background.known & bright & (share < 1) & (share > SHADOW) & (left < background.least)
+    return background.known & bright & (share < 1) & (share > SHADOW) & (left < background.least / 2)
 
 
 def _median(frames: Float32[np.ndarray, "t h w 3"], seen: Bool[np.ndarray, "t h w"]) -> Float32[np.ndarray, "h w 3"]:
