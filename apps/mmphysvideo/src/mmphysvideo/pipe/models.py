@@ -173,5 +173,8 @@ def _aligned(
 def _from(kind: Any, name: str, what: str, **options: Any) -> Any:
     try:
         return kind.from_pretrained(name, **options)
+    except ImportError as error:  # SAM 2's processor resizes with torchvision
+        missing = " ".join(str(error).split())[:200]
+        raise ValueError(f"{what} needs more than is installed ({missing}): pip install torchvision") from None
     except OSError as error:
         raise ValueError(f"{what} cannot be loaded from {name!r}: {' '.join(str(error).split())[:300]}") from None
