@@ -180,7 +180,7 @@ def test_what_is_not_there_is_named_with_its_remedy(tmp_path, clip, monkeypatch)
     masks = np.ones((4, 48, 64), np.uint8)
     with pytest.raises(ValueError, match=r"pip install git\+https"):
         CoTracker("x").track(clip, masks)
-    with pytest.raises(ValueError, match="SAM 2 for video (cannot be loaded|needs more than is installed)"):
+    with pytest.raises(ValueError, match=r"SAM 2 for video (cannot be loaded|needs more than is installed)"):
         Sam2(str(tmp_path)).segment(clip, SUBJECTS)
     with pytest.raises(ValueError, match="a depth model cannot be loaded"):
         DepthAnything(str(tmp_path)).depth(clip, masks)
