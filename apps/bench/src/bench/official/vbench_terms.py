@@ -12,6 +12,7 @@ References: VBench (Huang et al., 2024); github.com/Vchitect/VBench at 45e79ec (
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -88,7 +89,7 @@ def _flow(path: Path) -> Float[np.ndarray, "n h w 2"]:
 
 def _musiq(device: str) -> Any:
     try:
-        import pyiqa  # pyright: ignore[reportMissingImports]
+        pyiqa = import_module("pyiqa")  # asked for by name: no dependency, since it pins many libraries
     except ImportError:
         raise ValueError("imaging_quality needs the library pyiqa: pip install pyiqa") from None
     return pyiqa.create_metric("musiq-spaq", device=device)  # its weights are those that VBench names

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ class CoTracker:
     @cached_property
     def _loaded(self) -> Any:
         try:
-            from cotracker.predictor import CoTrackerPredictor  # pyright: ignore[reportMissingImports]
+            predictors = import_module("cotracker.predictor")  # asked for by name: no index has it
         except ImportError:
             raise ValueError(
                 "experts.tracker asks for CoTracker, which is not installed: "
@@ -132,7 +133,7 @@ class CoTracker:
 
         if not Path(self.name).is_file():
             raise ValueError(f"expected CoTracker's weights as a safetensors file, found none at {self.name}")
-        predictor = CoTrackerPredictor(checkpoint=None)
+        predictor = predictors.CoTrackerPredictor(checkpoint=None)
         predictor.model.load_state_dict(load_file(self.name))
         return predictor.to(self.device).eval()
 
