@@ -256,7 +256,7 @@ def judge_run(
     asker = _judge(server, model, device, key_variable, timeout, retries)
     known = _calibration(calibration, model)
     listed = load(prompts)
-    clips, problems = _checked(videos, listed, folder.Wanted(samples=samples), manifest, quiet)
+    clips, problems = _checked(videos, listed, folder.Wanted(samples=samples, alike=False), manifest, quiet)
     _show_problems(problems, out)
     if not clips:
         raise ValueError(f"expected sound videos of {listed.name} in {videos}, got none")

@@ -197,7 +197,7 @@ def test_an_address_that_is_none_is_refused(address):
 def test_a_folder_is_rated_under_the_judges_own_name(fake, run, tmp_path, film):
     (tmp_path / "asked.csv").write_text("caption\na ball\na wall\na cup\n")
     for i in range(2):
-        film(tmp_path / "videos" / f"000{i}.mp4", STEP * (i + 1))
+        film(tmp_path / "videos" / f"000{i}.mp4", STEP * (i + 1), size=32 + 16 * i)  # a judge sees any size
     (tmp_path / "videos" / "0002.mp4").write_bytes(b"no video")
     (tmp_path / "rules.csv").write_text("videopath,rule\n0000.mp4,It falls.\n0001.mp4,It stands.\n")
     fake.answers = {(1, "sa"): "5", (1, "pc"): "4", (2, "sa"): "4", (2, "pc"): "3 or 4", (1, "rule"): "0"}

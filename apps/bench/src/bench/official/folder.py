@@ -55,12 +55,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What every video should be; where nothing is said, what most of them are."""
+    """What every video should be; where nothing is said, what most of them are, unless they need not be `alike`."""
 
     samples: int = 1
     fps: float | None = None
     size: tuple[int, int] | None = None
     frames: int | None = None
+    alike: bool = True
 
 
 def check(
@@ -88,7 +89,7 @@ def check(
                 clips.append(Clip(clip.path, clip.prompt, clip.sample, film))
             else:
                 problems.append(Problem("unreadable", clip.path.name, film))
-    clips, odd = _uniform(clips, wanted)
+    clips, odd = _uniform(clips, wanted) if wanted.alike else (clips, [])
     clips, miscounted = _counted(clips, prompts, wanted.samples)
     return clips, problems + odd + miscounted
 
