@@ -102,7 +102,9 @@ def folder(setting, nudge, tmp_path_factory) -> Path:
     return demo.run(setting, systems, out, **chosen)
 
 
-def eight_clips(shift: float = 0.2, *, name: str = "nudge", groups: tuple[str, ...] = ("rigid_body", "thermal")) -> Result:
+def eight_clips(
+    shift: float = 0.2, *, name: str = "nudge", groups: tuple[str, ...] = ("rigid_body", "thermal")
+) -> Result:
     """A result with eight clips a mechanism whose second system is ahead by about `shift`, without videos."""
     rng = np.random.default_rng(0)
     base = {g: rng.random(8) for g in groups}

@@ -98,9 +98,7 @@ def test_shuffled_films_warp_worse_than_real_ones_and_frozen_ones_are_discarded(
 
 
 def test_stirred_ink_diverges_less_than_a_blast():
-    flows = {
-        name: constancy.flow(physworld.simulate(name, 4).video) for name in ("fluid", "compressible_flow")
-    }
+    flows = {name: constancy.flow(physworld.simulate(name, 4).video) for name in ("fluid", "compressible_flow")}
     found = {name: constancy.divergence(f, constancy.moving_region(f)) for name, f in flows.items()}
     assert found["fluid"] < found["compressible_flow"]
 
