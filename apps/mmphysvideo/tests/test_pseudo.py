@@ -130,12 +130,10 @@ def test_seeds_deal_colours_and_the_coding_survives_json(collision):
     assert (decode(made.frames, coding).masks == truth.masks).all()
 
 
-def test_too_many_subjects_and_unknown_modalities_are_refused(collision):
+def test_too_many_subjects_and_subjects_without_a_name_are_refused(collision):
     truth = perception_of(collision)
     with pytest.raises(ValueError, match="at most 6 subjects, got 7"):
         encode(replace(truth, subjects=tuple("abcdefg")))
-    with pytest.raises(ValueError, match="one of unified, xyz, seg, track, got 'depth'"):
-        encode(truth, "depth")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="a name for each of 2 subjects"):
         replace(truth, subjects=("one",))
 
