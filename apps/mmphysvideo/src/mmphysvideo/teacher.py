@@ -140,7 +140,7 @@ class Teacher(nn.Module):
                 perception.begin(q, top, text, timestep=high),
             )
         if self.channels is not None:
-            h = parts[0].h + applied(self.channels.into, parts[1].h)
+            h = parts[0].h + applied(self.channels.into, parts[-1].h)
             return Pair((replace(parts[0], h=h),), x, q, sigma)
         assert self.tasks is not None
         streams = torch.eye(2, device=x.device).repeat_interleave(len(x), 0)

@@ -136,7 +136,8 @@ def foreground_of(
         contrast = ndimage.maximum_filter(difference, size=5)
         inside = difference > background.least / 2
         rim = inside & ~ndimage.binary_erosion(inside, EIGHT, iterations=2)
-        front = (difference > background.least) & ~(rim & (difference < 0.5 * contrast))
+        weak = np.logical_and(rim, difference < 0.5 * contrast)
+        front = np.logical_and(difference > background.least, np.logical_not(weak))
         found[t] = ndimage.binary_fill_holes(front) & seen[t]
     return found
 
