@@ -29,6 +29,7 @@ class Projector(nn.Sequential):
 def relations(a: Float[Tensor, "b n d"], b: Float[Tensor, "b n e"], *, margin: float, rows: int) -> Float[Tensor, ""]:
     """Mean over all pairs of a clip's tokens of relu(|cos(a_i, a_j) - cos(b_i, b_j)| - m); widths may differ.
 
+    >>> import torch
     >>> x = torch.randn(1, 6, 4, generator=torch.Generator().manual_seed(0))
     >>> turned = x @ torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(1)))[0]
     >>> round(float(relations(x, 3 * turned, margin=0.0, rows=4)), 5)  # neither a rotation nor a scale is a difference

@@ -59,7 +59,7 @@ class ProphyAdapter(nn.Module):
     kind = "prophy"
     needs_blocks = True
 
-    def __init__(self, backbone: Backbone, recipe: Recipe) -> None:
+    def __init__(self, backbone: Any, recipe: Recipe) -> None:
         super().__init__()
         self.recipe = recipe
         stack = blocks_of(backbone.transformer)

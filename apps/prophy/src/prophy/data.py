@@ -241,7 +241,7 @@ def teacher_of(recipe: Recipe, *, always: bool = False) -> tuple[str, MapsKey | 
     return where.SOURCE, None
 
 
-def token_grid(recipe: Recipe, backbone: Backbone) -> tuple[tuple[int, int, int], Float[Tensor, " t"]]:
+def token_grid(recipe: Recipe, backbone: Any) -> tuple[tuple[int, int, int], Float[Tensor, " t"]]:
     """The (t, y, x) grid of a clip's tokens, and the centre of each of its times in seconds.
 
     ValueError for a clip size that the backbone does not take, or that its patches do not divide.

@@ -67,12 +67,12 @@ def kinds(trainer: Trainer, batch: dict[str, Tensor]) -> dict[str, Step]:
     return {"semantic": lambda _: adapter.first(said)} | found
 
 
-def random_data(recipe: Recipe, backbone: Backbone) -> InMemory:
+def random_data(recipe: Recipe, backbone: Any) -> InMemory:
     """One batch of noise in the shape of a cache."""
     return InMemory(random_batch(recipe, backbone, recipe.batch))
 
 
-def random_batch(recipe: Recipe, backbone: Backbone, batch: int) -> dict[str, Tensor]:
+def random_batch(recipe: Recipe, backbone: Any, batch: int) -> dict[str, Tensor]:
     """A batch of noise in the shape of a cache; every clip has two labels."""
     d, g = recipe.data, torch.Generator().manual_seed(0)
     latent = backbone.spec.latent.shape(d.frames, d.height, d.width)
@@ -84,7 +84,7 @@ def random_batch(recipe: Recipe, backbone: Backbone, batch: int) -> dict[str, Te
     return random_text(recipe, backbone, batch) | found
 
 
-def random_text(recipe: Recipe, backbone: Backbone, batch: int) -> dict[str, Tensor]:
+def random_text(recipe: Recipe, backbone: Any, batch: int) -> dict[str, Tensor]:
     """A batch of one prompt with two labels each."""
     known = len(names(recipe.data.vocabulary))
     with torch.no_grad():

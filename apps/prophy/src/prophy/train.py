@@ -44,7 +44,7 @@ class Trainer:
     `active`.
     """
 
-    def __init__(self, recipe: Recipe, adapter: Any, backbone: Backbone) -> None:
+    def __init__(self, recipe: Recipe, adapter: Any, backbone: Any) -> None:
         self.recipe, self.adapter, self.backbone = recipe, adapter, backbone
         with torch.no_grad():
             self.empty = backbone.embed([""])
@@ -87,12 +87,12 @@ class Trainer:
         return text
 
 
-def levels(recipe: Recipe, backbone: Backbone, count: int, generator: torch.Generator) -> Float[Tensor, " b"]:
+def levels(recipe: Recipe, backbone: Any, count: int, generator: torch.Generator) -> Float[Tensor, " b"]:
     """Draw noise levels as the backbone was trained: uniform timesteps (v-prediction), or uniform with its shift."""
     return sigma_of(recipe, backbone, torch.rand(count, generator=generator))
 
 
-def sigma_of(recipe: Recipe, backbone: Backbone, u: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+def sigma_of(recipe: Recipe, backbone: Any, u: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
     """The noise levels at quantiles `u` in [0, 1) of those that are drawn."""
     scheduler = backbone.pipe.scheduler
     if backbone.spec.prediction == "v":
@@ -103,9 +103,7 @@ def sigma_of(recipe: Recipe, backbone: Backbone, u: Float[Tensor, " b"]) -> Floa
     return shift * u / (1 + (shift - 1) * u)
 
 
-def stages(
-    recipe: Recipe, adapter: Any, backbone: Backbone, data: MapStyle, said: MapStyle | None = None
-) -> list[Stage]:
+def stages(recipe: Recipe, adapter: Any, backbone: Any, data: MapStyle, said: MapStyle | None = None) -> list[Stage]:
     """The stages of a recipe: where there is a semantic router, first that alone on captions; then all.
 
     `said` is what that first stage reads: sentences with labels; none: the captions of `data`.
@@ -161,8 +159,8 @@ def adapter_of(recipe: Recipe) -> type:
     return WisaAdapter if recipe.adapter == "wisa" else ProphyAdapter
 
 
-def fresh(recipe: Recipe, backbone: Backbone) -> Any:
-    """A new adapter whose first weights are a function of the recipe's seed."""
+def fresh(recipe: Recipe, backbone: Any) -> Any:
+    """A new adapter whose first weights are a function of the recipe's seed; the backbone needs no weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         adapter = adapter_of(recipe)(backbone, recipe)

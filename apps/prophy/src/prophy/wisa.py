@@ -89,7 +89,7 @@ class WisaAdapter(nn.Module):
     kind = "wisa"
     needs_blocks = True
 
-    def __init__(self, backbone: Backbone, recipe: Recipe) -> None:
+    def __init__(self, backbone: Any, recipe: Recipe) -> None:
         super().__init__()
         self.recipe = recipe
         stack = blocks_of(backbone.transformer)

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from backbones import bundle as bundles
 from backbones.block_adapter import SEAMS, BlockAdapter, through_blocks, unanswered
-from backbones.contract import Adapter, Asked, Backbone, Text
+from backbones.contract import Adapter, Asked, Text
 from backbones.host import eagerly, host_class, refuse_saving, scheduler_class, whole_timestep
 from backbones.loading import wrap
 
@@ -95,7 +95,7 @@ class Pending:
 class Attached:
     """An adapter in its host. `detach()` (or leaving the `with` block) restores class and state dict bit for bit."""
 
-    def __init__(self, backbone: Backbone, adapter: nn.Module, mode: str, models: tuple[nn.Module, ...]) -> None:
+    def __init__(self, backbone: Any, adapter: nn.Module, mode: str, models: tuple[nn.Module, ...]) -> None:
         for model in models:
             check_free(model, backbone.id)
         if hasattr(backbone.pipe.scheduler, "phys_attached"):

@@ -135,7 +135,7 @@ def foreground_of(
         difference[_shadow(frame, background)] = 0.0
         contrast = ndimage.maximum_filter(difference, size=5)
         inside = difference > background.least / 2
-        rim = inside & ~ndimage.binary_erosion(inside, EIGHT, iterations=2)
+        rim = np.logical_and(inside, np.logical_not(ndimage.binary_erosion(inside, EIGHT, iterations=2)))
         weak = np.logical_and(rim, difference < 0.5 * contrast)
         front = np.logical_and(difference > background.least, np.logical_not(weak))
         found[t] = ndimage.binary_fill_holes(front) & seen[t]

@@ -122,7 +122,7 @@ def _collide(
             return False
     kernel = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
     near = np.array([(cv2.dilate((f == a + 1).astype(np.uint8), kernel)[f == b + 1]).any() for f in bodies])
-    both = np.isfinite(np.concatenate([paths[a], paths[b]], 1)).all(1)
+    both = np.asarray(np.isfinite(np.concatenate([paths[a], paths[b]], 1)).all(1))
     first = int(near.argmax()) if near.any() else 0
     before, after = np.flatnonzero(both[:first]), np.flatnonzero(both[first:]) + first
     if len(before) < 2 or len(after) < 3:

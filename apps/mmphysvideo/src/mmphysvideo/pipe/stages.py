@@ -54,7 +54,7 @@ def slug(id_: str) -> str:
     """A file name for an id: readable, safe, and of no other id.
 
     >>> slug("a/../b c.mp4")
-    'b_c-4e15f9ea'
+    'b_c-f49bcee3'
     """
     stem = re.sub(r"[^A-Za-z0-9-]+", "_", Path(id_).stem).strip("_")[:40] or "clip"
     return f"{stem}-{hashlib.sha256(id_.encode()).hexdigest()[:8]}"
