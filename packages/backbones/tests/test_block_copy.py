@@ -11,6 +11,7 @@ from accelerate.hooks import ModelHook as AccelerateHook
 from accelerate.hooks import add_hook_to_module
 from diffusers import CogVideoXTransformer3DModel, FirstBlockCacheConfig, WanTransformer3DModel
 from diffusers.hooks import HookRegistry, ModelHook, apply_group_offloading
+from diffusers.models import attention_dispatch
 from torch import nn
 
 from backbones import blocks_of, fresh_copy, lockstep, taps
@@ -258,7 +259,9 @@ def test_a_copy_keeps_the_float32_islands_and_the_mode():
     assert fresh_copy(block.train(), model.config).training
 
 
-def test_a_copy_keeps_the_attention_backend_and_shares_no_processor():
+def test_a_copy_keeps_the_attention_backend_and_shares_no_processor(monkeypatch):
+    registry = attention_dispatch._AttentionBackendRegistry
+    monkeypatch.setattr(registry, "_active_backend", registry._active_backend)  # diffusers sets it for the whole process
     model, _ = wan()
     model.set_attention_backend("_native_math")
     copy = fresh_copy(model.blocks[0], model.config)
