@@ -138,7 +138,7 @@ def test_stock_diffusers_loads_an_export_without_this_project_and_makes_the_same
     assert done.returncode == 0, done.stderr[-3000:]
     films = {name: film.transpose(1, 2) * 2 - 1 for name, film in load_file(tmp_path / "films.safetensors").items()}
     wanted = sample(own, Student(recipe, own, state), ["a ball"], [3], recipe)
-    assert torch.allclose(films["whole"], wanted, atol=1e-4)  # its threads and memory are others, and sums round by them
+    assert torch.allclose(films["whole"], wanted, atol=1e-4)  # other threads and memory round sums otherwise
     assert torch.allclose(films["added"], wanted, atol=1e-3)  # a LoRA that is not merged rounds differently
     assert not torch.allclose(sample(own, None, ["a ball"], [3], recipe), wanted, atol=1e-2)
 

@@ -261,7 +261,7 @@ def test_a_copy_keeps_the_float32_islands_and_the_mode():
 
 def test_a_copy_keeps_the_attention_backend_and_shares_no_processor(monkeypatch):
     registry = attention_dispatch._AttentionBackendRegistry
-    monkeypatch.setattr(registry, "_active_backend", registry._active_backend)  # diffusers sets it for the whole process
+    monkeypatch.setattr(registry, "_active_backend", registry._active_backend)  # diffusers sets it for all
     model, _ = wan()
     model.set_attention_backend("_native_math")
     copy = fresh_copy(model.blocks[0], model.config)
