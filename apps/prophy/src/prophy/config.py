@@ -33,7 +33,7 @@ class Semantic(Config):
 
     on: bool = True  # off: rows without SEB
     # E_s: our choice (17 in the large recipes); with 12 for 8 mechanisms two often share one for good
-    experts: PositiveInt = 24
+    experts: PositiveInt = 14
     hidden: PositiveInt | None = None  # of the router's MLP; none: the text's own width; our choice
     std: NonNegativeFloat = 0.02  # of the basis maps at the start: our choice (with LoRA they start at zero)
     # share of the text tokens that the router is not shown while training, so that it reads more than one word of a
