@@ -115,8 +115,11 @@ def film(pipe):
     given = dict(height=32, width=32, num_frames=9, num_inference_steps=2, guidance_scale=1.5, max_sequence_length=512)
     return pipe("a ball", latents=load_file("{home}/noise.safetensors")["x"], output_type="pt", **given).frames
 
+torch.set_num_threads(1)  # as here: sums round by the number of threads
 with torch.no_grad():
     model = WanTransformer3DModel.from_pretrained("{home}/weights", subfolder="transformer")
+    for p in model.parameters():
+        p.data = p.data.clone()  # sums round by where a file's weights begin in memory
     whole = film(WanPipeline.from_pretrained("{home}/base", transformer=model))
     pipe = WanPipeline.from_pretrained("{home}/base")
     pipe.load_lora_weights("{home}/lora")
@@ -138,7 +141,7 @@ def test_stock_diffusers_loads_an_export_without_this_project_and_makes_the_same
     assert done.returncode == 0, done.stderr[-3000:]
     films = {name: film.transpose(1, 2) * 2 - 1 for name, film in load_file(tmp_path / "films.safetensors").items()}
     wanted = sample(own, Student(recipe, own, state), ["a ball"], [3], recipe)
-    assert torch.allclose(films["whole"], wanted, atol=1e-4)  # other threads and memory round sums otherwise
+    assert torch.allclose(films["whole"], wanted, atol=1e-5)  # weights lie elsewhere in memory, and sums round by it
     assert torch.allclose(films["added"], wanted, atol=1e-3)  # a LoRA that is not merged rounds differently
     assert not torch.allclose(sample(own, None, ["a ball"], [3], recipe), wanted, atol=1e-2)
 
