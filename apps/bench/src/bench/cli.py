@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bench import commands_official, commands_physics
+from bench import commands_judge, commands_official, commands_physics
 from trainers.commands import Quiet, friendly, hint, new_app, shown
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when huggingface_hub is first imported
@@ -14,6 +14,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when huggingf
 app = new_app("Measure physical plausibility and show it.")
 app.add_typer(commands_physics.commands)
 app.add_typer(commands_official.commands)
+app.add_typer(commands_judge.judge, name="judge")
 
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Euler steps.")]
 Guidance = Annotated[float, typer.Option("--guidance", help="Classifier-free guidance.")]

@@ -1,13 +1,22 @@
-"""Means over items, with what they rest on: how many items count, and a bootstrap interval from eight on."""
+"""Means and shares over items with what they rest on: how many items count, and an interval: the bootstrap's for a mean
+(from eight items on), Wilson's for a share.
+
+None stands for what could not be decided. It counts in `n` and not in `n_valid`, and moves no figure.
+"""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from bench.compare import wilson
 from bench.results import Item, Metric
 from physworld.paired import LEAST, paired
 
-__all__ = ["grouped", "mean"]
+__all__ = ["Value", "grouped", "mean", "share"]
+
+
+Value = float | int | None
+"""A figure of one video; a share's is 1 or 0."""
 
 
 def mean(values: Sequence[float | None], *, unit: str = "") -> Metric:
@@ -42,3 +51,25 @@ def grouped(items: Sequence[Item], units: Mapping[str, str]) -> tuple[dict[str, 
 
     groups = sorted({item.group for item in items if item.group})
     return over(items), {group: over([item for item in items if item.group == group]) for group in groups}
+
+
+def share(flags: Sequence[Value], *, unit: str = "share") -> Metric:
+    """Return the share of true among what is decided, with Wilson's 95 % interval.
+
+    >>> share([True, False, True, None]).value
+    0.6666666666666666
+    """
+    known = [flag for flag in flags if flag is not None]
+    if not known:
+        return Metric(value=None, n=len(flags), n_valid=0, unit=unit)
+    value = sum(known) / len(known)
+    low, high = wilson(value, len(known))
+    return Metric(
+        value=value,
+        n=len(flags),
+        n_valid=None if len(known) == len(flags) else len(known),
+        low=low,
+        high=high,
+        interval="Wilson",
+        unit=unit,
+    )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from bench.commands_official import commands
+from bench.cli import app
 from trainers import video
 
 
@@ -25,6 +25,6 @@ def run():
     """Run a command of `bench` in this process."""
 
     def order(*arguments):
-        return CliRunner().invoke(commands, [str(argument) for argument in arguments])
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
     return order

@@ -137,6 +137,7 @@ def _zipped(path: Path) -> Iterator[tuple[str, str]]:
                     raise ValueError(f"expected at most {tables.MOST_BYTES // 2**20} MiB in {path}, got more")
                 yield f"{path}:{entry.filename}", data.decode("utf-8-sig")
     except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError, RuntimeError) as error:
+        # zipfile says NotImplementedError of a compression that it lacks, RuntimeError of an encrypted entry
         raise ValueError(f"expected a zip of results, got {path}: {error}") from None
 
 

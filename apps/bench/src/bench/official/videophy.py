@@ -16,10 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.means import mean
+from bench.means import Value, mean, share
 from bench.official import tables
 from bench.official.folder import Clip, owner
-from bench.official.metrics import Value, share
 from bench.official.prompts import PromptList
 from bench.results import Item, Metric, System
 

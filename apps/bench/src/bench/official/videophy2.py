@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.means import mean
+from bench.means import Value, mean, share
 from bench.official import tables
 from bench.official.folder import Clip, owner
-from bench.official.metrics import Value, share
 from bench.official.prompts import Prompt, PromptList
 from bench.official.videophy import both, coverage, distinct
 from bench.results import Item, Metric, System
