@@ -145,9 +145,9 @@ class Worker:
                 while ahead and not asked.stop:
                     group, ahead = ahead, self._load(todo)  # loads while the group is computed
                     waiting += self._made(group)
-                    if asked.save or time.monotonic() - self._flushed > FLUSH_S:
+                    if asked.taken() or time.monotonic() - self._flushed > FLUSH_S:
                         self.cache.flush()
-                        asked.save, self._flushed = False, time.monotonic()
+                        self._flushed = time.monotonic()
                     if not self.cache.waiting:
                         yield from waiting
                         waiting.clear()

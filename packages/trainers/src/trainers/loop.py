@@ -135,7 +135,7 @@ class _Loop:
     ) -> None:
         self.run, self.engine, self.log, self.asked, self.quiet = run, run.engine, log, asked, quiet
         self.held_out, self.sampling = held_out, sampling
-        self.saved_at, self.late, self.stopped = time.monotonic(), False, False
+        self.saved_at, self.late, self.leaving, self.stopped = time.monotonic(), False, False, False
 
     def train_stage(self) -> None:
         """Train the stage under way to its end."""
@@ -236,13 +236,16 @@ class _Loop:
             )
 
     def agree(self, seconds: float, made: Made) -> float:
-        """Return a step's seconds, and note what the next one shall do first: the same in every process."""
+        """Return a step's seconds, and note what the next one shall do first: the same in every process.
+
+        A signal that comes while the processes talk is in nobody's words yet: what handlers write is only read here,
+        and taken down only where it was read, so that the next step hears of it.
+        """
         late = time.monotonic() - self.saved_at > 60 * self.save_minutes
         stop = any(action == "stop" for action, _ in made.complaints)
-        said = torch.tensor([seconds, late, self.asked.save, self.asked.stop, stop], dtype=torch.float64)
-        mean, late, save, leave, stop = self.engine.mean(said).tolist()
-        self.late, self.asked.save, self.asked.stop = bool(late or save), save > 0, leave > 0
-        self.stopped = stop > 0
+        said = torch.tensor([seconds, self.asked.taken() or late, self.asked.stop, stop], dtype=torch.float64)
+        mean, late, leave, stop = self.engine.mean(said).tolist()
+        self.late, self.leaving, self.stopped = late > 0, leave > 0, stop > 0
         return mean
 
     def look(self, *, ended: bool = False) -> dict[str, Any]:
@@ -296,7 +299,7 @@ class _Loop:
         run = self.run
         if run.step == 0 or (run.last_good and run.last_good.name == checkpoint.name_of(run.global_step)):
             return False
-        return self.late or run.global_step % self.save_every == 0
+        return self.late or self.leaving or run.global_step % self.save_every == 0
 
     def save(self, *, ended: bool = False) -> None:
         """Write a checkpoint."""
@@ -304,9 +307,9 @@ class _Loop:
         self.saved_at = time.monotonic()
 
     def leave_if_asked(self) -> None:
-        """End the run after a checkpoint where SIGTERM asked for it."""
-        self.late = self.asked.save = False
-        if self.asked.stop:
+        """End the run after a checkpoint where SIGTERM asked for it and every process knows."""
+        self.late = False
+        if self.leaving:
             run = self.run
             raise signals.Stopped(f"stopped by SIGTERM after step {run.global_step}: resume from {run.last_good}")
 

@@ -33,6 +33,12 @@ class Asked:
     save: bool = False
     stop: bool = False
 
+    def taken(self) -> bool:
+        """Return whether a checkpoint was asked for, and take the note down; one left in between is not lost."""
+        if asked := self.save:
+            self.save = False
+        return asked
+
 
 @contextmanager
 def caught() -> Iterator[Asked]:
