@@ -102,6 +102,22 @@ def test_published_numbers_have_sources_and_never_one_name_for_two_experiments()
     assert {b.benchmark for b in known.blocks} == {"videophy", "videophy2", "vbench2", "phygenbench", "physics-iq"}
 
 
+def test_published_averages_are_those_of_their_rows():
+    """PhyGenBench weighs its 40, 50, 30 and 40 prompts; a figure that was copied wrongly shows here."""
+    weights = {"mechanics": 40, "optics": 50, "thermal": 30, "material": 40}
+    reported, board = published.published().beside("phygenbench")
+    assert (len(reported.rows), len(board.rows)) == (7, 2)
+    for row in (*reported.rows, *board.rows):
+        mean = sum(float(row[name]) * n for name, n in weights.items()) / 160
+        assert mean == pytest.approx(float(row["average"]), abs=0.01 if row in board.rows else 0.001)
+
+
+def test_every_source_of_published_numbers_can_be_looked_up_and_is_used():
+    known = published.published()
+    assert known.sources.keys() == {row["source"] for block in known.blocks for row in block.rows}
+    assert all("arXiv" in s.text or "repository" in s.text for s in known.sources.values())
+
+
 def test_a_published_row_without_a_source_or_with_a_strange_column_is_refused():
     block = published.published().blocks[0].model_dump()
     for row in ({"system": "x"}, {"system": "x", "source": "wisa", "typo": 1.0}):
