@@ -1,7 +1,9 @@
 """An ablation table is run by command lines alone, goes on where it stopped, and pairs its rows."""
 
 import json
+import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -113,7 +115,24 @@ def test_a_killed_training_goes_on_and_a_failed_row_is_named(toy, tmp_path):
     assert "slow" in [s.name for s in results.read(out).systems]
 
 
-def test_a_student_learns_from_the_teacher_that_its_row_names(toy, tmp_path):
+def test_a_command_that_outlived_its_bench_is_waited_for(toy, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    waits = threading.Event()
+    monkeypatch.setattr(ablate.errors, "print", lambda *_, **__: waits.set())
+    with ablate._alone(out / "runs" / "whole-method-seed0") as held:
+        left = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=(held,))  # as `train` is when bench is killed
+    table = ablate.read("toyapp")
+    again = threading.Thread(target=ablate.run, args=(table, out), kwargs={"clips": 1, "rows": ["one expert"]})
+    again.start()
+    assert waits.wait(60)
+    assert not (out / "started.txt").exists()
+    left.communicate()
+    again.join()
+    assert len(started(out)) == 3
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_student_learns_from_the_teacher_that_its_row_names(toy, tmp_path, workers):
     rows = [
         {"name": "teacher", "stage": "teacher", "what": "First."},
         {"name": "student", "stage": "student", "what": "Learns from it."},
@@ -122,7 +141,7 @@ def test_a_student_learns_from_the_teacher_that_its_row_names(toy, tmp_path):
     ]
     (tmp_path / "mine.yaml").write_text(json.dumps({"app": "toyapp", "rows": rows}))
     out = tmp_path / "out"
-    result = ablate.run(ablate.read(str(tmp_path / "mine.yaml")), out, clips=1)
+    result = ablate.run(ablate.read(str(tmp_path / "mine.yaml")), out, clips=1, workers=workers)
     assert [s.name for s in result.systems] == ["base", "student", "half a teacher", "its student"]
     runs = {p.parent.parent.name: json.loads(p.read_text()) for p in out.glob("runs/*/bundle/bundle.json")}
     assert set(runs) == {f"{n}-seed0" for n in ("teacher", "student", "half-a-teacher", "half-a-teacher-student")} | {

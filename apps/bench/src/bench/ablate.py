@@ -18,13 +18,18 @@ A table is a YAML file beside an app's recipes (`recipes/ablations.yaml`, or any
 Every row is trained on the same seeds and evaluated on the same captions and noise, so that rows pair clip by clip.
 What stands in OUT is not done again: a row that has a bundle is not trained, one that has an evaluation is not
 evaluated, and a training that was stopped goes on from its checkpoint. A row that fails is named, and the others go on.
+
+What surprises: a command outlives `bench` when that is killed. Each holds the lock of its folder as long as it runs, so
+that the next start waits for it instead of training beside it in the same folder.
 """
 
+import fcntl
 import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,6 +45,7 @@ from bench.generate import slug
 from bench.results import Item, PromptSet, Result, Strict, System
 from physworld.evaluation import Evaluation
 from trainers import show
+from trainers.commands import errors
 
 SHIPPED = Path("recipes") / "ablations.yaml"
 WHOLE = "whole method"
@@ -306,29 +312,46 @@ def _carry_out(job: Job) -> str:
     """Train and evaluate a row unless that is done; give what went wrong, or nothing."""
     trainings = job.trainings
     for one in trainings:
-        if (one.folder / "bundle" / "bundle.json").is_file():
-            continue
-        given = ["--config", job.config] if job.config is not None else []
-        given += ["--stage", one.stage] if one.stage else []
-        given += [one.flag, str(one.after / "bundle")] if one.after is not None else []
-        given += ["--out", str(one.folder), "--cache", str(job.out / "cache"), "--quiet"]
-        given += ["--resume"] if (one.folder / "checkpoints").is_dir() else []
-        if error := _start(job.table.app, "train", given, (*job.sets, f"seed={job.seed}", *one.sets)):
-            return error
-    if job.evaluation.is_file():
-        return ""
-    job.evaluation.parent.mkdir(parents=True, exist_ok=True)
-    given = ["--bundle", str(trainings[-1].folder / "bundle"), "--clips", str(job.clips), "--split", job.split]
-    given += ["--keep", str(job.out / "parts"), "--out", str(job.evaluation), "--quiet"]
-    return _start(job.table.app, "evaluate", given, job.row.set if job.row.when == SAMPLING else ())
+        with _alone(one.folder) as held:
+            if (one.folder / "bundle" / "bundle.json").is_file():
+                continue
+            given = ["--config", job.config] if job.config is not None else []
+            given += ["--stage", one.stage] if one.stage else []
+            given += [one.flag, str(one.after / "bundle")] if one.after is not None else []
+            given += ["--out", str(one.folder), "--cache", str(job.out / "cache"), "--quiet"]
+            given += ["--resume"] if (one.folder / "checkpoints").is_dir() else []
+            if error := _start(job.table.app, "train", given, (*job.sets, f"seed={job.seed}", *one.sets), held):
+                return error
+    with _alone(job.evaluation) as held:
+        if job.evaluation.is_file():
+            return ""
+        given = ["--bundle", str(trainings[-1].folder / "bundle"), "--clips", str(job.clips), "--split", job.split]
+        given += ["--keep", str(job.out / "parts"), "--out", str(job.evaluation), "--quiet"]
+        return _start(job.table.app, "evaluate", given, job.row.set if job.row.when == SAMPLING else (), held)
 
 
-def _start(app: str, verb: str, given: Sequence[str], sets: Sequence[str]) -> str:
-    """Start a command of the app; give the end of what it said if it failed."""
+@contextmanager
+def _alone(path: Path) -> Iterator[int]:
+    """Hold the lock of a folder or file, once nobody else does; a command that inherits it holds it on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            errors.print(f"another command still works on {path}: waiting for its end", style="dim", markup=False)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _start(app: str, verb: str, given: Sequence[str], sets: Sequence[str], held: int) -> str:
+    """Start a command of the app, which holds the lock `held` too; give the end of what it said if it failed."""
     flags = [flag for text in sets for flag in ("--set", text)]
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     command = [sys.executable, "-m", f"{app}.cli", verb, *given, *flags]
-    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, pass_fds=(held,))
     if ended.returncode == 0:
         return ""
     said = (ended.stderr.strip() or ended.stdout.strip() or "nothing")[-TAIL:]
