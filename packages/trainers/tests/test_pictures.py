@@ -36,3 +36,23 @@ def test_rows_write_one_picture_with_a_row_a_field_and_leave_nothing_else(tmp_pa
         pixels = np.asarray(small.convert("RGB")).reshape(-1, 3).astype(int)
     blue, red = ((pixels[:, c] > pixels[:, 2 - c] + 60).sum() for c in (2, 0))
     assert red > 3 * blue > 0  # around white: -1 is as pale as +1, +3 is deep
+
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 16)])
+def test_a_field_stands_exactly_below_the_frame_it_belongs_to(tmp_path, size):
+    green = np.broadcast_to(np.uint8([0, 255, 0]), (*size, 3))
+    none = np.zeros((3, *size))
+    path = pictures.rows(
+        {"heat": none, "a longer name": 1e6 + none}, [green] * 3, ["a", "b", "c"], tmp_path / "a.png", "t"
+    )
+    with Image.open(path) as opened:
+        pixels = np.asarray(opened.convert("RGB"))
+
+    def columns(colour):
+        there = np.flatnonzero((pixels == colour).all(-1).sum(0) > 5)
+        parts = np.split(there, np.flatnonzero(np.diff(there) > 2) + 1)
+        return [(part[0], part[-1]) for part in parts]
+
+    frames, maps = columns((0, 255, 0)), columns((68, 1, 84))  # viridis begins there
+    assert len(frames) == 3
+    assert np.abs(np.subtract(frames, maps[:3])).max() <= 1

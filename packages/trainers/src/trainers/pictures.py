@@ -43,18 +43,22 @@ def rows(
     """Draw fields over time, one row each by name, below the video's frames; write a PNG by rename.
 
     Each row has its own colour scale, printed at its right; those of `signed` are shown around white, a size from 0.
+    A picture of a field stands exactly below its frame.
     """
     plt = _pyplot()
     tall = 1.2 * frames[0].shape[0] / frames[0].shape[1]
     figure, axes = plt.subplots(
         len(fields) + 1,
-        len(columns),
+        len(columns)
+        + 1,  # the last holds the colour bars: one that takes its place from a row shifts that row's pictures
         figsize=(1.2 * len(columns) + 3.2, (tall + 0.12) * (len(fields) + 1) + 0.9),
         squeeze=False,
         layout="constrained",
+        width_ratios=[*[1.0] * len(columns), 0.08],
     )
     figure.suptitle(title, wrap=True, fontsize=9)
-    for axis, picture, name in zip(axes[0], frames, columns, strict=True):
+    axes[0][-1].set_axis_off()
+    for axis, picture, name in zip(axes[0][:-1], frames, columns, strict=True):
         axis.imshow(picture)
         axis.set_title(name, fontsize=8)
     axes[0][0].set_ylabel("video", rotation=0, ha="right", va="center", fontsize=8)
@@ -66,10 +70,11 @@ def rows(
             low = 0.0  # a size: black is none
         limits = {"vmin": low, "vmax": high if high > low else low + 1}
         colours = "RdBu_r" if name in signed else "viridis"
-        drawn = [axis.imshow(picture, cmap=colours, **limits) for axis, picture in zip(line, field, strict=True)]
+        drawn = [axis.imshow(picture, cmap=colours, **limits) for axis, picture in zip(line[:-1], field, strict=True)]
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
-        figure.colorbar(drawn[0], ax=list(line), fraction=0.05, pad=0.01).ax.tick_params(labelsize=7)
-    for axis in axes.flat:
+        figure.colorbar(drawn[0], cax=line[-1]).ax.tick_params(labelsize=7)
+        line[-1].yaxis.get_offset_text().set_fontsize(7)
+    for axis in axes[:, :-1].flat:
         axis.set_xticks([])
         axis.set_yticks([])
     return save(figure, path)
