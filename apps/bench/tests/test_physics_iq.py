@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import physworld
-from bench import results
+from bench import report, results
 from bench.cli import app
 from bench.physics_iq import layout, measure
 from bench.physics_iq.export import export
@@ -394,6 +394,32 @@ def test_the_command_writes_a_result_with_its_keys(real, delayed, tmp_path):
     again = CliRunner().invoke(app, [*where, "--out", str(tmp_path / "again.json"), "--quiet"])
     assert again.exit_code == 0
     assert (tmp_path / "again.json").read_bytes() == out.read_bytes()
+
+
+def test_the_first_views_can_be_looked_at_beside_both_takes_and_what_moves(real, delayed, tmp_path, kept):
+    where = ["physics-iq", "--real", str(real), "--generated", str(delayed), "--seconds", "1", "--workers", "1"]
+    given = [*where, "--masks", "exact", "--cache", str(kept), "--show", "1", "--quiet"]
+    assert CliRunner().invoke(app, [*given, "--out", str(tmp_path / "a.json")]).exit_code == 0
+    (item,) = [item for item in results.read(tmp_path / "a.json").systems[0].items if item.video is not None]
+    assert list(item.pictures) == ["take 1", "take 2", "what moves"]
+    films = {name: video.read(tmp_path / path).frames for name, path in item.pictures.items()}
+    assert {film.shape for film in films.values()} == {(RATE, 32, 32, 3)}
+    moving = films["what moves"].astype(int)
+    orange, blue = ((moving[..., a] - moving[..., b] > 60).sum() for a, b in ((0, 2), (2, 0)))
+    assert orange > 0  # take 1 has moved on where the delayed clip still is
+    assert blue > 0
+    series = {one["name"]: one for one in item.details["series"]}
+    row = results.read(tmp_path / "a.json").per_view[0]
+    assert series["MSE to take 1"]["values"] == row["frames"]["mse"]
+    assert series["MSE to take 1"]["expects"] == row["variance_frames"]["mse"]
+    page = report.render([tmp_path / "a.json"])
+    assert page.count('class="panel"') == 4
+    assert 'aria-label="what moves: 0001_perspective-left_rigid-body"' in page
+    before = snapshot(tmp_path)
+    assert CliRunner().invoke(app, [*given, "--out", str(tmp_path / "a.json")]).exit_code == 0
+    assert snapshot(tmp_path) == before
+    assert CliRunner().invoke(app, [*given, "--show", "0", "--out", str(tmp_path / "b.json")]).exit_code == 0
+    assert not any(item.video for item in results.read(tmp_path / "b.json").systems[0].items)
 
 
 def test_intervals_wait_for_eight_scenarios():

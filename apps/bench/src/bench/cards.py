@@ -26,6 +26,7 @@ LARGEST = 480
 LARGEST_BYTES = 2_000_000
 TINY = 128
 PICTURE_TYPES = (".png",)
+FILM_TYPES = (".mp4", ".webm")
 
 WORDS = {
     "relerr": "relative error",
@@ -50,10 +51,14 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Panel:
-    """One system's clip: its video in the page's data, its score, and the gates that it fails (none: no gates)."""
+    """One video of a card: under its system's name, or one that stands beside a system's (the real clip, masks).
+
+    Its place in the page's data, its score, and the gates that it fails (none: no gates).
+    """
 
     key: str
-    system: System
+    name: str
+    system: System | None
     width: int
     height: int
     tiny: bool
@@ -131,9 +136,10 @@ def cards(folder: Path, result: Result, *, each: int, key: str, videos: dict[str
             panels.append(_panel(name, system, item, videos[name]))
             items.append(item)
         if panels:
+            panels += _beside(folder, [(p.name, i) for p, i in zip(panels, items, strict=True)], key, videos)
             prompt = next((item.prompt for item in items if item.prompt), "")
             pictures = [
-                p for panel, item in zip(panels, items, strict=True) for p in _pictures(folder, panel.system, item)
+                p for panel, item in zip(panels, items, strict=False) for p in _pictures(folder, panel.name, item)
             ]
             chosen.append(Card(id_, group, prompt, tuple(panels), _figures(items), tuple(pictures)))
     return chosen, left
@@ -180,11 +186,12 @@ def _encoded(frames: np.ndarray, fps: float) -> bytes:
 
 
 def _panel(key: str, system: System, item: Item, shown: Mapping[str, Any]) -> Panel:
-    score = next((item.values[name] for name in ("score", "sa", "value") if name in item.values), None)
+    score = next((item.values[name] for name in ("score", "verified", "sa", "value") if name in item.values), None)
     failed = item.details.get("failed")
     side = max(shown["width"], shown["height"])
     return Panel(
         key=key,
+        name=system.name,
         system=system,
         width=shown["width"],
         height=shown["height"],
@@ -199,10 +206,31 @@ def _figures(items: Sequence[Item]) -> list[tuple[str, list[str]]]:
     return [(readable(name), [number(item.values.get(name)) for item in items]) for name in names]
 
 
-def _pictures(folder: Path, system: System, item: Item) -> list[Picture]:
+def _beside(folder: Path, shown: Sequence[tuple[str, Item]], key: str, videos: dict[str, Any]) -> list[Panel]:
+    """Give panels of the videos beside those of systems; the same one of several systems (a real clip) once."""
+    panels, known = [], dict[str, bytes]()
+    for system, item in shown:
+        for name, place in item.pictures.items():
+            path = video_path(folder, item.model_copy(update={"video": place}))
+            if path is None or path.suffix.lower() not in FILM_TYPES:
+                continue
+            content = path.read_bytes()
+            if known.setdefault(name, content) == content and any(p.name == name for p in panels):
+                continue
+            called = name if known[name] == content else f"{name}: {system}"
+            film = f"{key}-{len(videos)}"
+            videos[film] = playable(path, flow=False)
+            side = max(videos[film]["width"], videos[film]["height"])
+            panels.append(
+                Panel(film, called, None, videos[film]["width"], videos[film]["height"], side <= TINY, "", None)
+            )
+    return panels
+
+
+def _pictures(folder: Path, system: str, item: Item) -> list[Picture]:
     found = []
     for name, place in item.pictures.items():
         path = video_path(folder, item.model_copy(update={"video": place}))
         if path is not None and path.suffix.lower() in PICTURE_TYPES:
-            found.append(Picture(f"{system.name}: {name}", base64.b64encode(path.read_bytes()).decode()))
+            found.append(Picture(f"{system}: {name}", base64.b64encode(path.read_bytes()).decode()))
     return found

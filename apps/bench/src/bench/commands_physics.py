@@ -33,6 +33,7 @@ def physics_iq(
     ] = "mp4v",
     cache: Annotated[Path | None, typer.Option(help="What was measured before; beside the result if left out.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+    show: Annotated[int, typer.Option(min=0, help="Views a category whose films are kept for the report.")] = 2,
     check: Annotated[bool, typer.Option("--check", help="Only list what is wrong with the folders.")] = False,
     export: Annotated[
         Path | None, typer.Option(help="Only link the videos into this new folder, under official names.")
@@ -42,10 +43,11 @@ def physics_iq(
     """Score generated futures against filmed ones: Physics-IQ's original and Verified score."""
     from bench import results
     from bench.physics_iq import export as names
+    from bench.physics_iq.films import films
     from bench.physics_iq.layout import survey
     from bench.physics_iq.result import result as summed
     from bench.physics_iq.result import table
-    from bench.physics_iq.run import run
+    from bench.physics_iq.run import run, setting_of
 
     found = survey(real, generated, fps=fps, seconds=seconds, quiet=quiet)
     for problem in found.problems:
@@ -65,12 +67,15 @@ def physics_iq(
         return
     kept = cache if cache is not None else out.with_name("physics-iq-cache")
     measured = run(found, cache=kept, masks=masks, workers=workers, quiet=quiet)
-    result = summed(found, measured, name=generated.name, masks=masks)
-    results.write(result, out if out.suffix == ".json" else out / results.FILE)
+    file = out if out.suffix == ".json" else out / results.FILE
+    places = films(measured, setting_of(found, masks), beside=file, each=show, quiet=quiet)
+    result = summed(found, measured, name=generated.name, masks=masks, films=places)
+    results.write(result, file)
     shown.print(table(result))
     for note in result.notes:
         errors.print(f"[yellow]note[/] {escape(note)}")
     shown.print(f"written to {out}; measurements are kept in {kept}")
+    hint(f"bench report {out} --out report.html")
 
 
 @commands.command()

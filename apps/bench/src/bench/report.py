@@ -137,7 +137,9 @@ def render(paths: Sequence[Path], *, each: int = SHOWN) -> str:
     every = list(dict.fromkeys(s.name for run in runs for s in run.result.systems))
     code, policy = script("chart.js", "report.js")
     # Floors and controls are there to be looked at when one wants to.
-    shown = {p.system.name: p.system.role in ("system", "real") for r in runs for c in r.cards for p in c.panels}
+    shown = {
+        p.name: p.system is None or p.system.role in ("system", "real") for r in runs for c in r.cards for p in c.panels
+    }
     return (
         environment()
         .get_template("report.html.j2")

@@ -80,7 +80,7 @@ class Item(Strict):
 
     `values` are numbers (a pass is 0 or 1; what could not be decided is null); `details` is whatever a reader may want
     to look at: a rater's words, a fitted trajectory, the gates that failed. `pictures` are images and videos beside the
-    clip under their names: maps of experts, fields. `id` is the same for every system that got
+    clip under their names: maps of experts, fields, the real clip. `id` is the same for every system that got
     the same prompt; for paired comparison `seed` is the seed of the noise and `run` the training run.
     """
 

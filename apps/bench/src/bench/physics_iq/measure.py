@@ -25,7 +25,7 @@ from jaxtyping import Bool, UInt8
 from bench.physics_iq.masks import blended, frames_of, lossy, motion_masks
 from bench.physics_iq.overlap import Comparison, Overlap
 
-__all__ = ["Measured", "Setting", "measure"]
+__all__ = ["Measured", "Setting", "clip", "measure", "size_of"]
 
 DEFINITION = 1
 """Raise it when a mask or a comparison comes to mean something else: it is part of every key."""
@@ -87,14 +87,14 @@ def measure(take_1: Path, take_2: Path, generated: Path, setting: Setting, cache
 
 def _afresh(take_1: Path, take_2: Path, generated: Path, setting: Setting) -> tuple[Comparison, _Reference]:
     """All three files in step."""
-    size = _size(take_1)
+    size = size_of(take_1)
     mine, takes, still = Overlap(), Overlap(), Overlap()
     packed: list[np.ndarray] = []
     first, empty = None, np.zeros(size[::-1], bool)
     streams = (
-        _clip(take_1, size, setting, filmed=setting.filmed),
-        _clip(take_2, size, setting, filmed=setting.filmed),
-        _clip(generated, size, setting, filmed=None),
+        clip(take_1, size, setting, filmed=setting.filmed),
+        clip(take_2, size, setting, filmed=setting.filmed),
+        clip(generated, size, setting, filmed=None),
     )
     for (one, moves_1), (two, moves_2), (made, moves) in zip(*streams, strict=True):
         first = one if first is None else first
@@ -108,13 +108,13 @@ def _afresh(take_1: Path, take_2: Path, generated: Path, setting: Setting) -> tu
 def _against(reference: _Reference, take_1: Path, generated: Path, setting: Setting) -> Comparison:
     mine = Overlap()
     real = _frames(take_1, setting, filmed=setting.filmed)
-    made = _clip(generated, reference.size, setting, filmed=None)
+    made = clip(generated, reference.size, setting, filmed=None)
     for t, (one, (picture, moves)) in enumerate(zip(real, made, strict=True)):
         mine.add(_small(one, reference.size), reference.mask(t), picture, moves)
     return mine.result()
 
 
-def _clip(path: Path, size: tuple[int, int], setting: Setting, *, filmed: int | None) -> Iterator[tuple[Picture, Mask]]:
+def clip(path: Path, size: tuple[int, int], setting: Setting, *, filmed: int | None) -> Iterator[tuple[Picture, Mask]]:
     """Pictures and masks of a file, both at the size of comparison; masks are made at the file's own size."""
     if setting.masks == "mp4v":  # decodes twice, so that no more than a frame is held either way
         masks = lossy(motion_masks(_frames(path, setting, filmed=filmed)), fps=setting.fps)
@@ -142,7 +142,7 @@ def _frames(path: Path, setting: Setting, *, filmed: int | None) -> Iterator[Pic
     return blended(frames_of(path, filmed), have=filmed, want=setting.frames)
 
 
-def _size(take_1: Path) -> tuple[int, int]:
+def size_of(take_1: Path) -> tuple[int, int]:
     """A quarter of the real picture's width and height."""
     height, width = next(frames_of(take_1, 1)).shape[:2]
     return width // 4, height // 4

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench import results
+from bench.physics_iq.films import GENERATED, LEGEND
 from bench.physics_iq.layout import Survey, View, official_name
 from bench.physics_iq.measure import Masks, Measured
 from bench.physics_iq.overlap import Comparison
@@ -23,12 +24,22 @@ RESAMPLES = 4000
 LEAST_SCENARIOS = 8
 """Below, an interval says little and none is given: as everywhere in `bench`."""
 PARTS = ("spatial", "spatiotemporal", "weighted", "mse")
+SERIES = (
+    ("spatiotemporal_iou", "IoU with take 1", "should be as high as that of take 2"),
+    ("mse", "MSE to take 1", "should be as low as that of take 2"),
+)
 
 
 def result(
-    found: Survey, measured: Mapping[View, Measured], *, name: str, masks: Masks, seed: int = 0
+    found: Survey,
+    measured: Mapping[View, Measured],
+    *,
+    name: str,
+    masks: Masks,
+    films: Mapping[View, Mapping[str, str]] | None = None,
+    seed: int = 0,
 ) -> results.PhysicsIQResult:
-    """Sum up a run of the generated videos called `name`.
+    """Sum up a run of the generated videos called `name`; `films` are files by name, inside the result's folder.
 
     Intervals are 95 % bootstrap over scenarios, whose views stay together: of n scenarios n - 1 are drawn.
     """
@@ -41,7 +52,7 @@ def result(
         kind="generated videos",
         metrics=_metrics(mine, len(views), low_high),
         groups=_groups(views, ones, "generated"),
-        items=tuple(_item(row) for row in told),
+        items=tuple(_item(row, (films or {}).get(view, {})) for view, row in zip(views, told, strict=True)),
         details={"variances": dict(mine.variances), "score_before_clipping": mine.raw},
     )
     frozen = results.System(
@@ -65,7 +76,7 @@ def result(
         systems=(system, frozen),
         settings={"seed": seed, "blended_from": found.filmed},
         versions=results.versions("opencv-python-headless"),
-        notes=(*found.notes, *_warnings(mine, still, masks)),
+        notes=(*found.notes, *_warnings(mine, still, masks), *([f"what moves: {LEGEND}"] if films else [])),
         score=mine.original,
         verified=mine.verified,
         physical_variance=mine.physical_variance,
@@ -139,13 +150,22 @@ def _told(prefix: str, clip: Comparison) -> dict[str, Any]:
     }
 
 
-def _item(row: Mapping[str, Any]) -> results.Item:
+def _item(row: Mapping[str, Any], films: Mapping[str, str]) -> results.Item:
     keys = ("spatial_iou", "spatiotemporal_iou", "weighted_spatial_iou", "mse", "verified", "static_verified")
     return results.Item(
         id=f"{row['number']}_{row['view']}_{row['scenario']}",
         group=row["category"],
         values={key: row[key] for key in keys},
+        video=films.get(GENERATED),
+        pictures={name: path for name, path in films.items() if name != GENERATED},
+        details={"series": [_series(row, *one) for one in SERIES]} if films else {},
     )
+
+
+def _series(row: Mapping[str, Any], key: str, name: str, words: str) -> dict[str, Any]:
+    """A figure frame by frame, beside what take 2 gets."""
+    values, expects = (row[f"{prefix}frames"][key] for prefix in ("", "variance_"))
+    return {"name": name, "unit": "", "values": values, "expects": expects, "words": words, "expected": "take 2"}
 
 
 def _verified(clip: Comparison, takes: Comparison) -> float:

@@ -14,7 +14,7 @@ from bench.physics_iq.layout import Survey, View, official_name
 from bench.physics_iq.measure import Masks, Measured, Setting, measure
 from trainers import show
 
-__all__ = ["run"]
+__all__ = ["run", "setting_of"]
 
 
 def run(
@@ -28,7 +28,7 @@ def run(
     """
     if found.problems:
         raise ValueError("\n".join(["the folders cannot be scored:", *map(str, found.problems)]))
-    setting = Setting(found.fps, found.frames, found.filmed, masks)
+    setting = setting_of(found, masks)
     measured: dict[View, Measured] = {}
     failed: list[str] = []
     with show.bar("physics-iq", len(found.views), quiet=quiet) as bar:
@@ -41,6 +41,11 @@ def run(
     if failed:
         raise ValueError("\n".join(["the folders cannot be scored:", *failed]))
     return {view: measured[view] for view in found.views}
+
+
+def setting_of(found: Survey, masks: Masks) -> Setting:
+    """Give how the clips of a survey are read."""
+    return Setting(found.fps, found.frames, found.filmed, masks)
 
 
 def _outcomes(

@@ -140,7 +140,7 @@ class Player {
     for (const chosen of named.values()) {
       const real = this.panels.find(p => p.node.dataset.role === "real" && (p.data.series || []).some(s => s.name === chosen.law.name));
       const law = real ? real.data.series.find(s => s.name === chosen.law.name) : chosen.law;
-      chosen.lines.push({ name: real ? "law, for the real clip" : "law", dashed: true, x: law.expects.map((_, i) => i + 1), y: law.expects });
+      chosen.lines.push({ name: law.expected || (real ? "law, for the real clip" : "law"), dashed: true, x: law.expects.map((_, i) => i + 1), y: law.expects });
       place.append(chart(chosen));
     }
     for (const { node, data } of this.panels) for (const track of data.tracks || []) if (track.law) {
