@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from backbones import configs
 from trainers import load_config
 from trainers.schema import find, schema
 
@@ -46,6 +47,13 @@ def test_recipes_are_found():
 @pytest.mark.parametrize("path", PLAIN, ids=named)
 def test_a_shipped_recipe_is_valid_for_its_model(path):
     load_config(find(model(path)), path)
+
+
+@pytest.mark.parametrize("path", PLAIN, ids=named)
+def test_the_backbone_of_a_shipped_recipe_is_known_without_a_network(path):
+    """So that `plan` counts it before anything is fetched."""
+    known = {"world"} | {configs.read(name)["hub"] for name in configs.NAMES}
+    assert tree(path).get("backbone", "world") in known
 
 
 @pytest.mark.parametrize(("path", "row"), ABLATIONS)

@@ -45,6 +45,19 @@ def test_a_fresh_teacher_is_the_base_on_the_same_rows_bit_for_bit(each, tasks):
     assert float((both - apart).abs().max()) <= 1e-5 * float(apart.abs().max())
 
 
+@pytest.mark.parametrize("place", [0, 3])
+def test_features_of_a_fresh_teacher_are_what_the_base_s_block_gives(backbone, place):
+    teacher = Teacher(load_recipe(None, []), backbone)
+    x, q, sigma, text = ask(backbone, ["a ball", "a red ball"])
+    given = []
+    hook = backbone.transformer.blocks[place].register_forward_hook(lambda block, args, made: given.append(made))
+    with torch.no_grad():
+        backbone.predict(torch.cat([x, q]), torch.cat([sigma] * 2), twice(text))
+    hook.remove()
+    found = teacher.features(x, q, sigma, text.features, place=place)
+    assert torch.equal(torch.cat(found), given[0])
+
+
 @pytest.mark.parametrize("form", ["teacher.streams=separate", "teacher.form=channels"])
 def test_other_forms_of_the_teacher_begin_as_the_base_too(backbone, form):
     teacher = Teacher(load_recipe(None, [form]), backbone)

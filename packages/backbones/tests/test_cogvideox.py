@@ -108,6 +108,23 @@ def test_features_that_nobody_told_are_refused_and_told_ones_are_known_in_half_p
     assert bool(asked.text.mask.all())
 
 
+def test_what_is_attached_to_a_call_of_predict_sees_the_mask_that_the_call_was_given(backbone):
+    features, mask = torch.randn(2, 226, 32), torch.rand(2, 226) < 0.5  # nobody told of these
+    seen = []
+
+    def look(model, args, arguments, output):
+        seen.append(backbone.asked(model, arguments, output[0], sigma=None, branch=None).text.mask)
+
+    hook = backbone.transformer.register_forward_hook(look, with_kwargs=True)
+    try:
+        backbone.predict(
+            torch.randn(2, *backbone.spec.latent.shape(9, 32, 32)), torch.tensor([0.5, 0.9]), Text(features, mask)
+        )
+    finally:
+        hook.remove()
+    assert torch.equal(*seen, mask)
+
+
 def test_a_mask_is_never_that_of_features_which_lay_in_the_same_place(backbone):
     """A tensor that was freed may leave its address to the next one."""
     arguments, output = call(backbone)

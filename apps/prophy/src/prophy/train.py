@@ -82,9 +82,7 @@ class Trainer:
         """The text of a batch, the empty one where it is dropped."""
         empty = self.empty.to(batch["text"].device)
         features = torch.where(dropped[:, None, None], empty.features.float(), batch["text"])
-        text = Text(features, torch.where(dropped[:, None], empty.mask, batch["mask"]))
-        self.backbone.remember(text)
-        return text
+        return Text(features, torch.where(dropped[:, None], empty.mask, batch["mask"]))
 
 
 def levels(recipe: Recipe, backbone: Any, count: int, generator: torch.Generator) -> Float[Tensor, " b"]:

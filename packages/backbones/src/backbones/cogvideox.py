@@ -150,10 +150,12 @@ class CogVideoXBackbone(StockBackbone):
             height, width = (n * s for n, s in zip(x_s.shape[3:], self.spec.latent.stride[1:], strict=True))
             rotary = self.pipe._prepare_rotary_positional_embeddings(height, width, x_s.shape[2], x_s.device)
         bare = getattr(model, "without_adapters", nullcontext)
+        features = text.features.to(model.dtype)
+        self._last = (ref(features), text.mask.to(features.device))  # for what is attached to this very call
         with bare():
             v_t = model(
                 hidden_states=seen.transpose(1, 2).to(model.dtype),
-                encoder_hidden_states=text.features.to(model.dtype),
+                encoder_hidden_states=features,
                 timestep=self.timestep(sigma),
                 ofs=None if model.config.ofs_embed_dim is None else x_s.new_full((1,), 2.0),  # as the pipeline does
                 image_rotary_emb=rotary,
