@@ -34,17 +34,21 @@ class Semantic(Config):
     on: bool = True  # off: rows without SEB
     # E_s: our choice (17 in the large recipes); with 12 for 8 mechanisms two often share one for good
     experts: PositiveInt = 14
-    hidden: PositiveInt | None = None  # of the router's MLP; none: the text's own width; our choice
+    # of the router's MLP (none: the text's own width, as in the large recipes): our choice; one ball or two is hard to
+    # tell from a mean
+    hidden: PositiveInt | None = 96
     std: NonNegativeFloat = 0.02  # of the basis maps at the start: our choice (with LoRA they start at zero)
     # share of the text tokens that the router is not shown while training, so that it reads more than one word of a
     # caption: our choice (0 in the large recipes)
-    token_dropout: float = Field(default=0.3, ge=0, lt=1)
+    token_dropout: float = Field(default=0.2, ge=0, lt=1)
     # first the router alone learns L_coarse, on captions, in large batches, which costs little: our choice (the
     # paper trains all at once: 0 steps)
     first_steps: NonNegativeInt = 2000
     first_batch: PositiveInt = 128
     first_lr: PositiveFloat = 5e-3
-    # that stage also reads each caption of the simulated world in up to 19 other wordings (`data/rewordings.json`), as
+    # as strong as this, two mechanisms rarely end in one expert, whatever the seed: our choice
+    first_weight_decay: NonNegativeFloat = 0.3
+    # that stage also reads each caption of the simulated world in up to 142 other wordings (`data/rewordings.json`), as
     # real captions are free and the world's come from few templates: our choice
     reworded: bool = True
 

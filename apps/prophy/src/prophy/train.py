@@ -126,7 +126,7 @@ def stages(recipe: Recipe, adapter: Any, backbone: Any, data: MapStyle, said: Ma
         data=data if said is None else said,
         batch_size=s.first_batch,
         length=Length(steps=s.first_steps),
-        optim=replace(recipe.optim, lr=s.first_lr),
+        optim=replace(recipe.optim, lr=s.first_lr, weight_decay=s.first_weight_decay),
     )
     return [first, everything]
 
