@@ -38,41 +38,43 @@ def sam2(tmp_path_factory):
         "hidden_size": 8,
         "num_attention_heads": 1,
         "image_size": [128, 128],
-        "blocks_per_stage": [1, 1, 1, 1],
+        "blocks_per_stage": [1, 1, 2, 1],
         "embed_dim_per_stage": [8, 16, 32, 64],
         "num_attention_heads_per_stage": [1, 1, 2, 2],
         "window_size_per_stage": [4, 2, 4, 2],
-        "global_attention_blocks": [2],
+        "global_attention_blocks": [3],  # never the first of a stage, which pools
         "window_positional_embedding_background_size": [4, 4],
     }
     vision = {
         "backbone_config": backbone,
         "backbone_channel_list": [64, 32, 16, 8],
         "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
-        "fpn_hidden_size": 32,
+        "fpn_hidden_size": 128,
     }
     config = Sam2VideoConfig(
         vision_config=vision,
-        prompt_encoder_config={"hidden_size": 32, "image_size": 128, "patch_size": 16},
+        prompt_encoder_config={"hidden_size": 128, "image_size": 128, "patch_size": 16},
         mask_decoder_config={
-            "hidden_size": 32,
+            "hidden_size": 128,
             "mlp_dim": 32,
             "num_attention_heads": 2,
             "iou_head_hidden_dim": 16,
         },
         image_size=128,
-        memory_attention_hidden_size=32,
+        memory_attention_hidden_size=128,
         memory_attention_num_layers=1,
-        memory_attention_feed_forward_hidden_size=32,
+        memory_attention_feed_forward_hidden_size=64,
         memory_attention_rope_feat_sizes=[8, 8],
-        memory_encoder_hidden_size=32,
-        memory_encoder_output_channels=16,
-        mask_downsampler_embed_dim=32,
-        memory_fuser_embed_dim=32,
+        memory_encoder_hidden_size=128,
+        memory_encoder_output_channels=64,  # transformers knows no other
+        mask_downsampler_embed_dim=128,
+        memory_fuser_embed_dim=128,
         memory_fuser_intermediate_dim=32,
     )
     torch.manual_seed(0)
-    Sam2VideoModel(config).save_pretrained(folder)
+    model = Sam2VideoModel(config)
+    torch.nn.init.constant_(model.mask_decoder.pred_obj_score_head.proj_out.bias, 9.0)  # sure that there is something
+    model.save_pretrained(folder)
     processor = Sam2VideoProcessor(Sam2ImageProcessor(size=side), Sam2VideoVideoProcessor(size=side))
     processor.save_pretrained(folder)
     return folder
@@ -85,6 +87,16 @@ def test_sam2_labels_every_pixel_of_every_frame_with_a_subject_or_none(sam2, cli
     assert labels.max() <= 2
     assert (Sam2(str(sam2)).segment(clip, SUBJECTS) == labels).all()
     assert not Sam2(str(sam2)).segment(clip, []).any()
+
+
+@pytest.mark.parametrize("frames", [([1], [0, 2]), ([2], [2]), ([3], [0])])
+def test_sam2_follows_each_subject_both_ways_from_its_own_first_frame(sam2, clip, frames):
+    subjects = [s.model_copy(update={"evidence_frames": f}) for s, f in zip(SUBJECTS, frames, strict=True)]
+    both = Sam2(str(sam2)).segment(clip, subjects)
+    alone = [Sam2(str(sam2)).segment(clip, [s]) > 0 for s in subjects]
+    assert all(each.any(axis=(1, 2)).all() for each in alone)  # in every frame
+    assert ((both > 0) == (alone[0] | alone[1])).all()
+    assert all((alone[k - 1][both == k]).all() for k in (1, 2))
 
 
 @pytest.fixture(scope="module")

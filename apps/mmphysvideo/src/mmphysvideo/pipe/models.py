@@ -48,27 +48,26 @@ class Sam2:
         """Where masks overlap, the more certain one has the pixel."""
         processor, model = self._loaded
         t, h, w, _ = clip.frames.shape
-        labels = np.zeros((t, h, w), np.uint8)
-        if not subjects:
-            return labels
-        with torch.no_grad():
-            session = processor.init_video_session(video=list(clip.frames), inference_device=self.device)
-            firsts = []
-            for k, subject in enumerate(subjects, 1):
-                first = next(f for f in subject.evidence_frames if 0 <= f < t)
-                ys, xs = pixels_of(subject.box, h, w)
-                box = [[[xs.start, ys.start, xs.stop, ys.stop]]]
-                processor.add_inputs_to_inference_session(session, frame_idx=first, obj_ids=k, input_boxes=box)
-                firsts.append(first)
-            for first in sorted(set(firsts)):
-                model(session, frame_idx=first)
-            for reverse in (False, True):
-                start = max(firsts) if reverse else min(firsts)
-                for out in model.propagate_in_video_iterator(session, start_frame_idx=start, reverse=reverse):
+        labels, best = np.zeros((t, h, w), np.uint8), np.zeros((t, h, w), np.float32)
+        begun: dict[int, dict[int, list[int]]] = {}
+        for k, subject in enumerate(subjects, 1):
+            ys, xs = pixels_of(subject.box, h, w)
+            first = next(f for f in subject.evidence_frames if 0 <= f < t)
+            begun.setdefault(first, {})[k] = [xs.start, ys.start, xs.stop, ys.stop]
+        for first, boxes in begun.items():  # a session of transformers follows what begins in one frame
+            with torch.no_grad():
+                session = processor.init_video_session(video=list(clip.frames), inference_device=self.device)
+                asked = {"obj_ids": list(boxes), "input_boxes": [list(boxes.values())]}
+                processor.add_inputs_to_inference_session(session, frame_idx=first, **asked)
+                for out in (
+                    out
+                    for reverse in (False, True)
+                    for out in model.propagate_in_video_iterator(session, start_frame_idx=first, reverse=reverse)
+                ):
                     logits = processor.post_process_masks([out.pred_masks], [[h, w]], binarize=False)[0]
-                    logits = logits[:, 0].float().cpu().numpy()  # objects in the order in which they were added
-                    best = logits.argmax(0)
-                    labels[out.frame_idx] = np.where(logits.max(0) > 0, best + 1, 0)
+                    for k, mine in zip(boxes, logits[:, 0].float().cpu().numpy(), strict=True):
+                        surer = mine > best[out.frame_idx]
+                        labels[out.frame_idx][surer], best[out.frame_idx][surer] = k, mine[surer]
         return labels
 
 
