@@ -8,6 +8,7 @@ import torch
 import backbones
 from backbones import attach, sample
 from phantom.config import Physics, load_recipe
+from phantom.force import Point, tensor
 from phantom.latent import PhysicsLatent, cells_of, encoder_size
 
 SMALL = ["physics.channels=8", "branch.heads=1", "branch.ffn_dim=32", "couple.heads=1"]
@@ -137,6 +138,26 @@ def test_a_given_physics_latent_is_followed(backbone, make, recipe, clips, encod
             pipe(PROMPTS, attention_kwargs={"physics": {"z": wanted[:, :4]}}, **text)
         with pytest.raises(ValueError, match="expected physics among observed, z, force, got zz"):
             pipe(PROMPTS, attention_kwargs={"physics": {"zz": 1}}, **text)
+
+
+def test_a_push_is_told_to_the_side_that_hears_the_text(backbone, make, clips):
+    adapter, sides = make(load_recipe(None, [*SMALL, "force.kind=point"]), stirred=True), []
+    honest = adapter.branch.begin
+
+    def listen(z, timestep, text, **given):
+        sides.append((text, given["added"]))
+        return honest(z, timestep, text, **given)
+
+    adapter.branch.begin = listen
+    force = tensor(Point(0.5, 0.5, 90, 1.0), 17, 32, 32)[None]
+    text = {"num_frames": 17, "height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": 2.0}
+    with attach(backbone, adapter):
+        backbone.pipe(PROMPTS[:1], attention_kwargs={"physics": {"force": force}}, output_type="latent", **text)
+    asked = backbone.embed(PROMPTS[:1]).features
+    for features, added in sides:
+        assert (added is not None) == torch.equal(features[:, : asked.shape[1]], asked.to(features))
+    assert [added is not None for _, added in sides].count(True) == 2
+    assert len(sides) == 4
 
 
 def test_the_branch_must_be_as_wide_as_twice_its_channels(backbone):

@@ -254,6 +254,18 @@ def test_a_force_on_a_bundle_that_was_taught_none_is_refused(run, sets, tmp_path
     assert "train it with --set force.kind=point" in fail(*words, "--force", "0.5,0.5,0,1")
 
 
+def test_a_bundle_is_taught_forces_without_its_first_stage(run, sets, tmp_path):
+    forces = [part for s in FORCES for part in ("--set", s)]
+    where = ("--cache", run / "cache", "--quiet", "--from", run / "run" / "bundle")
+    said = json.loads(ask("train", *sets, *forces, *where, "--out", tmp_path / "r"))
+    assert (said["clips"], said["steps"]) == (4, 1)
+    told = json.loads((tmp_path / "r" / "bundle" / "bundle.json").read_text())
+    assert [stage["name"] for stage in told["stages"]] == ["joint", "force", "force"]
+    before, after = (load_file(home / "bundle" / "bundle.safetensors") for home in (run / "run", tmp_path / "r"))
+    assert torch.equal(before["basis.components"], after["basis.components"])
+    assert "add --set force.kind=point" in fail("train", *sets, *where, "--out", tmp_path / "s")
+
+
 def test_clips_without_captions_or_too_short_are_listed_and_left_out(run, sets, tmp_path):
     home = tmp_path / "clips"
     home.mkdir()

@@ -1,5 +1,6 @@
 """An evaluation asks all sides the same, measures diversity, and judges pushes."""
 
+import json
 import math
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import torch
 from phantom import evaluate as measured
 from phantom.config import load_recipe
 from phantom.evaluate import Pushes, evaluate, push
-from phantom.pushed import Followed
+from phantom.pushed import Ball, Followed
 from trainers import video
 
 SMALL = ["physics.channels=8", "branch.heads=1", "branch.ffn_dim=32", "couple.heads=1", "sampling.steps=1"]
@@ -93,3 +94,63 @@ def test_pushes_begin_at_the_true_first_frame_and_the_control_gets_those_of_othe
         push(backbone, {"a": make(load_recipe(None, SMALL))}, adapter.recipe, clips=2, quiet=True)
     with pytest.raises(ValueError, match="expected at least 2 clips"):
         push(backbone, {"a": adapter}, adapter.recipe, clips=1, quiet=True)
+
+
+def row(angles, speeds=None, n=16):
+    """A row of balls: errors of direction, and speeds that follow their strengths in this order."""
+    speeds = range(n) if speeds is None else speeds
+    balls = tuple(
+        None if a is None else Ball(a, i / n, float(s)) for i, (a, s) in enumerate(zip(angles, speeds, strict=True))
+    )
+    kept = [b.angle_error for b in balls if b is not None]
+    rank = 0.9 if list(speeds) == sorted(speeds) else 0.0
+    return Followed(len(kept), n, 0.9, float(np.median(kept)), rank, balls)
+
+
+def test_differences_are_paired_over_the_balls_that_are_whole_on_both_sides():
+    mixed = [15, 3, 9, 0, 12, 6, 1, 14, 4, 8, 11, 2, 13, 5, 10, 7]
+    rows = {"base": row([None, *[30.0] * 15], mixed), "a": row([4.0 + i for i in range(16)])}
+    rows |= {"a, others' pushes": row([34.0 + i for i in range(15)] + [None], mixed), "b": row([34.0] * 16)}
+    rows |= {"b, others' pushes": row([34.0] * 16)}
+    pushes = Pushes(16, "test", 0, rows)
+    nearer = pushes.direction("a", "a, others' pushes")
+    assert (nearer.mean, nearer.n) == (pytest.approx(-30), 15)
+    assert nearer.high < 0
+    speed = pushes.speed("a", "base")
+    assert (speed.n, speed.a, speed.b) == (15, "a", "base")
+    assert 0.2 < speed.low < speed.mean < speed.high
+    assert pushes.against("a") == ["base", "a, others' pushes", "b"]
+    assert pushes.passes("a") is True
+    assert pushes.passes("b") is False
+    few = Pushes(4, "test", 0, {"a": row([None, 1.0, 2.0, 3.0], range(4), 4), "b": row([1.0, None, None, None], n=4)})
+    assert few.direction("a", "b") is None
+    assert few.speed("a", "b") is None
+
+
+def test_a_direction_that_is_nearer_by_less_than_its_interval_is_no_following():
+    noise = [(-1.0) ** i * 20 for i in range(16)]
+    rows = {"base": row([30 + x for x in noise]), "a, others' pushes": row([30 + x for x in noise])}
+    rows = {name: Followed(16, 16, 0.9, 30.0, 0.0, f.balls) for name, f in rows.items()}
+    rows["a"] = Followed(16, 16, 0.9, 29.0, 0.9, row([29 - x for x in noise]).balls)
+    assert Pushes(16, "test", 0, rows).passes("a") is False
+
+
+def test_the_pushes_of_all_rows_are_captioned_alike_and_without_a_direction(backbone, make, monkeypatch, tmp_path):
+    said = []
+
+    def world(backbone, adapter, prompts, seeds, recipe, *, observed=None, physics=None):
+        said.append(tuple(prompts))
+        return video.from_bytes(np.stack([c.video for c in truth]))
+
+    monkeypatch.setattr(measured, "sample", world)
+    truth = measured.physworld.simulate_many("rigid_body", range(8), split="test")
+    adapter = make(load_recipe(None, [*SMALL, "force.kind=point"]))
+    found = push(backbone, {"a": adapter}, adapter.recipe, clips=8, quiet=True)
+    assert len(said) == 3
+    assert len(set(said)) == 1
+    assert not any(word in caption.split() for caption in said[0] for word in ("left", "right"))
+    assert found.followed["a"].angle_error < 3
+    kept = json.loads(found.save(tmp_path / "pushes.json").read_text())
+    assert len(kept["followed"]["a"]["balls"]) == 8
+    assert [d["b"] for d in kept["differences"]] == ["base", "a, others' pushes"]
+    assert kept["differences"][0]["direction"]["mean"] == 0

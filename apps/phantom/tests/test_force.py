@@ -108,3 +108,33 @@ def test_a_table_of_forces_is_read_in_the_data_sets_layout(tmp_path):
         read_forces(tmp_path / "empty.csv")
     with pytest.raises(ValueError, match="cannot be read"):
         read_forces(tmp_path / "nowhere.csv")
+
+
+def test_a_force_of_zeros_is_none_whatever_the_layers_learnt():
+    torch.manual_seed(0)
+    injector = Injector(16, fine=4)
+    with torch.no_grad():
+        for p in injector.parameters():
+            p.normal_()
+    force = torch.stack([torch.zeros(3, 17, 32, 32), tensor(Point(0.5, 0.5, 0, 1.0), 17, 32, 32)])
+    nothing, something = injector(force, (5, 4, 4))
+    assert not bool(nothing.any())
+    assert bool(something.any())
+
+
+def test_every_token_hears_which_way_a_push_goes_and_its_own_hears_it_at_the_start():
+    torch.manual_seed(0)
+    injector = Injector(64, fine=8, rows=4)
+    there, back = (tensor(Point(0.5, 0.5, angle, 1.0), 17, 32, 32) for angle in (0, 180))
+    force = torch.stack([there, back])
+    with torch.no_grad():
+        injector.out_around.weight.normal_()
+    right, left = injector(force, (5, 4, 4))
+    assert bool(((right - left).abs().amax(-1) > 0.1).all())
+    seen = []
+    injector.inside.register_forward_hook(lambda _, __, out: seen.append(out))
+    injector.around.register_forward_hook(lambda _, __, out: seen.append(out))
+    with torch.no_grad():
+        injector(force, (5, 4, 4))
+    for felt in seen:
+        assert 0.4 < float(felt.square().mean(-1).max().sqrt()) < 2

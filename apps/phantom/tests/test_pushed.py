@@ -97,3 +97,28 @@ def test_a_table_of_the_other_kind_of_force_is_refused(tmp_path):
     recipe = load_recipe(None, ["force.kind=point", f"force.table={tmp_path / 'wind.csv'}"])
     with pytest.raises(ValueError, match=r"expected point forces in .*wind.csv.*, got wind"):
         list(pushed_items(recipe, []))
+
+
+def test_the_caption_of_a_push_leaves_the_direction_to_it_and_keeps_what_it_does_not_say():
+    recipe = load_recipe(None, ["force.kind=point", f"force.clips={COUNT}"])
+    captions = [item.noted["caption"] for item, _ in pushed_items(recipe, [])]
+    for seed, caption in enumerate(captions):
+        p = physworld.parameters(MECHANISM, seed)
+        promised = physworld.captions.parse(caption)
+        assert promised is not None
+        assert promised.mechanism == MECHANISM
+        assert "direction" not in promised.parameters
+        assert (promised.parameters["colour"], promised.parameters["size"]) == (p["colour"], p["size"])
+        low, high = promised.parameters["g"]
+        assert low <= p["g"] <= high
+
+
+def test_clips_are_told_one_by_one_and_a_broken_ball_by_none(balls, forces):
+    films = [c.video.copy() for c in balls[:4]]
+    films[1][4:] = films[1][0, 0, 0]
+    found = followed(films, forces[:4], colours(balls[:4]))
+    assert [ball is None for ball in found.balls] == [False, True, False, False]
+    for ball, force in zip(found.balls, forces[:4], strict=True):
+        if ball is not None:
+            assert ball.strength == force.strength
+            assert ball.speed == pytest.approx(SPEEDS[0] + force.strength * (SPEEDS[1] - SPEEDS[0]), abs=0.25)

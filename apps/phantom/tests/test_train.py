@@ -8,13 +8,13 @@ import yaml
 
 from backbones import VJEPA2Encoder, attach, load
 from phantom import data as phantom_data
-from phantom.adapter import PhantomAdapter
+from phantom.adapter import PhantomAdapter, basis_of
 from phantom.config import RECIPES, Recipe, kind_of, load_recipe
 from phantom.data import noise_of, prepare
-from phantom.generate import load_adapter
+from phantom.generate import load_adapter, read
 from phantom.latent import source_of
 from phantom.sample import cut, sample
-from phantom.train import Trainer, fresh, save_bundle, stages, train
+from phantom.train import Trainer, begin_from, fresh, save_bundle, stages, train
 from trainers import Progress, Ramp, video
 
 SMALL = ["physics.channels=8", "branch.heads=1", "branch.ffn_dim=32", "couple.heads=1"]
@@ -213,6 +213,77 @@ def test_the_force_stage_teaches_the_injector_and_its_control_gives_the_forces_o
     assert Path(tmp_path / "bundle" / "bundle.json").is_file()
     with pytest.raises(ValueError, match="expected a stage among joint, force, got 'x'"):
         train(recipe, backbone, encoder, prepared, out=tmp_path / "x", pushed=balls, only="x", quiet=True)
+
+
+PUSHED = [*SMALL, "force.kind=point", "force.clips=8", "force.steps=2"]
+
+
+@pytest.fixture(scope="module")
+def balls(backbone, encoder, prepared, root):
+    recipe = load_recipe(None, PUSHED)
+    return prepare(recipe, backbone, encoder, root, basis=prepared.basis, pushed=True, quiet=True).data
+
+
+def test_the_force_stage_observes_one_frame_at_most_and_prefers_noise(backbone, prepared, balls):
+    recipe = load_recipe(None, [*PUSHED, "force.observed=0.5", "force.noisy=3", "force.weight=0.25"])
+    trainer, seen = Trainer(recipe, fresh(recipe, backbone, prepared.basis, None), backbone), []
+    trainer.errors = lambda flows: (seen.append(flows), (flows.x.new_tensor(2.0), flows.z.new_tensor(4.0)))[1]
+    joint, force = stages(recipe, trainer.adapter, backbone, prepared, balls)
+    assert force.loss.__func__ is Trainer.force_loss
+    assert (force.groups["injector"], force.optim) == (recipe.force.injector_rate, recipe.force.optim)
+    assert force.ramps["physics"].at(0) == 0.25
+    batch = batch_of(balls, 8)
+    for seed in range(32):
+        generator = torch.Generator().manual_seed(seed)
+        where = Progress("force", 0, 0, 4, 0.0, generator, force.ramps)
+        terms = trainer.force_loss(batch, where)
+        assert float(terms["physics"]) == pytest.approx(1.0)
+    opened = torch.cat([flows.open for flows in seen])
+    assert bool(opened[:, 1:].all())
+    assert 0.35 < float((~opened[:, 0]).float().mean()) < 0.65
+    sigma = torch.cat([flows.sigma[:, -1] for flows in seen])
+    assert float(sigma.mean()) == pytest.approx(3 / 4, abs=0.05)  # of u^(1/3)
+    for f in joint, force:
+        assert f.batch_size == recipe.batch
+
+
+def test_a_push_is_dropped_with_the_text(backbone, prepared, balls):
+    recipe = load_recipe(None, PUSHED)
+    trainer = Trainer(recipe, fresh(recipe, backbone, prepared.basis, None), backbone)
+    dropped = torch.tensor([True, False, True, False])
+    lengths, u = torch.ones(4, dtype=torch.long), torch.full((4,), 0.5)
+    flows = trainer.flows(batch_of(balls), u, lengths, dropped, torch.Generator().manual_seed(0))
+    assert [bool(f.any()) for f in flows.force] == [False, True, False, True]
+    assert torch.equal(flows.force[1], balls[1]["force"])
+    assert torch.equal(flows.text.features[0], trainer.empty[0])
+
+
+def test_a_bundle_is_taught_forces_from_its_own_weights_and_says_both_stages(
+    backbone, encoder, prepared, balls, tmp_path
+):
+    first = load_recipe(None, SMALL)
+    adapter, _ = train(first, backbone, encoder, prepared, out=tmp_path / "a", quiet=True)
+    begun = read(tmp_path / "a" / "bundle")
+    recipe = load_recipe(None, [*PUSHED, "steps=0"])
+    given = {"recipe": recipe, "basis": prepared.basis, "encoder": encoder}
+    start = begin_from(begun, backbone, **given)
+    for name, value in adapter.branch.state_dict().items():
+        assert torch.equal(start.branch.state_dict()[name], value)
+    assert not bool(start.injector.out.weight.any())
+    data = {"out": tmp_path / "b", "pushed": balls, "begun": begun, "quiet": True}
+    taught, result = train(recipe, backbone, encoder, balls, **data)
+    assert [record.name for record in result.history] == ["force"]
+    assert read(tmp_path / "b" / "bundle").origin["steps"] == {"joint": 4, "force": 2}
+    moved = [not torch.equal(p, adapter.branch.state_dict()[name]) for name, p in taught.branch.state_dict().items()]
+    assert any(moved)
+    again = begin_from(read(tmp_path / "b" / "bundle"), backbone, **given)  # goes on with what it was taught
+    assert torch.equal(again.injector.out.weight, taught.injector.out.weight)
+    wider = load_recipe(None, [*PUSHED, "steps=0", "branch.ffn_dim=64"])
+    with pytest.raises(ValueError, match="the weights of the bundle do not fit this recipe"):
+        train(wider, backbone, encoder, balls, **data | {"out": tmp_path / "c"})
+    noise = load_recipe(None, [*PUSHED, "physics.kind=noise"])
+    with pytest.raises(ValueError, match=r"expected the physics latent of the bundle .* got noise with 8"):
+        basis_of(begun, noise, None)
 
 
 def test_a_spike_of_the_physics_gradient_resets_the_weight_which_a_resumed_run_goes_on_with(

@@ -29,7 +29,7 @@ from phantom.config import Recipe
 from phantom.force import Injector, Point, Wind
 from phantom.latent import Basis, PhysicsLatent, cells_of, source_of
 
-__all__ = ["PhantomAdapter", "encoder_of"]
+__all__ = ["PhantomAdapter", "basis_of", "encoder_of"]
 
 ADDED = ("observed", "z", "force")
 
@@ -77,7 +77,10 @@ class PhantomAdapter(nn.Module):
         )
         self.injector = None
         if recipe.force.kind != "none":
-            self.injector = Injector(recipe.branch.heads * recipe.branch.head_dim, recipe.force.fine)
+            rows, _ = cells_of(recipe.physics)
+            self.injector = Injector(
+                recipe.branch.heads * recipe.branch.head_dim, recipe.force.fine, recipe.force.whole, rows=rows
+            )
         self.origin: dict[str, Any] = {}  # of a loaded bundle
         self._walk: Walk | None = None
         self._joint: tuple[str, Joint] | None = None
@@ -89,11 +92,7 @@ class PhantomAdapter(nn.Module):
         """
         recipe = recipe or Recipe.model_validate(bundle.meta["config"])
         encoder = encoder_of(recipe)
-        dim = bundle.tensors["basis"]["mean"].numel()
-        basis = Basis(dim, recipe.physics.channels)
-        basis.load_state_dict(bundle.tensors["basis"])
-        if encoder is not None:
-            basis.check(source_of(encoder), recipe.physics.encoder)
+        basis = basis_of(bundle, recipe, encoder)
         adapter = cls(recipe, backbone, basis, encoder)
         for name in ("branch", "injector"):
             if name in adapter.groups():
@@ -208,13 +207,14 @@ class PhantomAdapter(nn.Module):
         timestep = top[:, None].repeat(1, z.shape[2])
         if walk.observed is not None:
             timestep[:, : walk.observed.shape[2]] = 0.0
+        told = side == "cond"  # a push, like the text, is told to one side alone: guidance amplifies both
         joint = self.branch.begin(
             z,
             timestep,
             call.text.features,
             video_grid=tokens.grid,
             times_s=self.times_s(z.shape[2]),
-            added=self.pushed(call.physics.get("force"), z),
+            added=self.pushed(call.physics.get("force"), z) if told else None,
         )
         self._joint = (side, joint)
         return joint
@@ -289,6 +289,19 @@ class PhantomAdapter(nn.Module):
 def encoder_of(recipe: Recipe) -> Any:
     """The V-JEPA 2 of a recipe, None where z is not made of frames."""
     return VJEPA2Encoder.load(recipe.physics.encoder, device=recipe.device) if recipe.physics.kind == "vjepa2" else None
+
+
+def basis_of(bundle: Any, recipe: Recipe, encoder: Any) -> Basis:
+    """The basis of z that a bundle brings; ValueError where it belongs to another z than the recipe's."""
+    kept, p = bundle.tensors["basis"], recipe.physics
+    if bundle.config["physics"]["kind"] != p.kind or len(kept["scale"]) != p.channels:
+        theirs = f"physics.kind={bundle.config['physics']['kind']} with {len(kept['scale'])} channels"
+        raise ValueError(f"expected the physics latent of the bundle ({theirs}), got {p.kind} with {p.channels}")
+    basis = Basis(kept["mean"].numel(), p.channels)
+    basis.load_state_dict(kept)
+    if encoder is not None:
+        basis.check(source_of(encoder), p.encoder)
+    return basis
 
 
 def _prefix(call: Call) -> int:

@@ -143,36 +143,46 @@ def train(
     out: Out = Path("runs/phantom"),
     root: Cached = Path("runs/cache"),
     stage: Annotated[str | None, typer.Option("--stage", help="stop after this stage: joint or force")] = None,
+    begun: Annotated[
+        Path | None, typer.Option("--from", help="a bundle to teach forces to, the joint stage left out")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on where the run was stopped")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Train the physics stream and the couplings and write `OUT/bundle`; a killed run goes on with --resume."""
+    from phantom.adapter import basis_of
     from phantom.data import held_out, prepare
+    from phantom.generate import read
     from phantom.train import train as run
     from trainers.engine import launched
 
     engine = launched()  # first: of several GPUs each process gets its own
     recipe, backbone, encoder = _load(config, set_)
-    found = prepare(recipe, backbone, encoder, root, quiet=quiet, engine=engine)
-    if engine.main:
-        left_out(found.skipped)
-    held = held_out(recipe, backbone, encoder, root, found.data.basis, quiet=quiet, engine=engine)
-    pushed = None
+    shared: dict[str, Any] = {"quiet": quiet, "engine": engine}
+    source, basis, found, balls = None, None, None, None
+    if begun is not None:
+        if recipe.force.kind == "none":
+            raise ValueError("expected forces to teach with --from, got none: add --set force.kind=point (or wind)")
+        source, recipe = read(begun), recipe.model_copy(update={"steps": 0})
+        basis = basis_of(source, recipe, encoder)
+    else:
+        found = prepare(recipe, backbone, encoder, root, **shared)
+        basis = found.data.basis
     if recipe.force.kind != "none":
-        shared: dict[str, Any] = {"basis": found.data.basis, "quiet": quiet, "engine": engine}
-        balls = prepare(recipe, backbone, encoder, root, pushed=True, **shared)
-        if engine.main:
-            left_out(balls.skipped)
-        pushed = balls.data
-    data: dict[str, Any] = {"held": held, "pushed": pushed, "engine": engine}
-    _, result = run(recipe, backbone, encoder, found.data, out=out, only=stage, resume=resume, quiet=quiet, **data)
+        balls = prepare(recipe, backbone, encoder, root, basis=basis, pushed=True, **shared)
+    first, *_ = prepared = [part for part in (found, balls) if part is not None]
+    if engine.main:
+        left_out([line for part in prepared for line in part.skipped])
+    held = held_out(recipe, backbone, encoder, root, basis, **shared)
+    data: dict[str, Any] = {"held": held, "pushed": balls and balls.data, "begun": source, "engine": engine}
+    _, result = run(recipe, backbone, encoder, first.data, out=out, only=stage, resume=resume, quiet=quiet, **data)
     engine.leave()
     if not engine.main:
         return
     summary = {
         "bundle": str(out / "bundle"),
         "physics": recipe.physics.kind,
-        "clips": found.clips,
+        "clips": first.clips,
         "steps": result.global_step,
         "seconds": round(result.seconds, 1),
         "losses": {name: round(value, 5) for name, value in result.losses.items()},
@@ -343,6 +353,10 @@ def _show_pushes(pushes: "Pushes", names: list[str]) -> None:
         rows.append((name, f"{f.n} of {f.of}", *figures))
     show_table(rows, title)
     for name in names:
+        for row in pushes.against(name):
+            direction, speed = pushes.direction(name, row), pushes.speed(name, row)
+            if direction is not None:
+                shown.print(f"{name} - {row}: direction error {direction} deg over {direction.n} clips, rank {speed}")
         verdict = {True: "follows", False: "does not follow", None: "is not judged on"}[pushes.passes(name)]
         shown.print(f"{name} {verdict} its pushes")
     shown.print(

@@ -95,12 +95,18 @@ class Condition(Config):
 
 
 class Force(Config):
-    """Force prompting: a fine-tuning stage of the physics stream with an injector of forces."""
+    """Force prompting: a fine-tuning stage of the physics stream and the couplings with an injector of forces."""
 
     kind: Literal["none", "point", "wind"] = "none"
     fine: PositiveInt = 8  # cells of the force on a side of a cell of z: our choice
-    steps: NonNegativeInt = 300  # our choice (the force data sets were trained on for 5,000)
-    clips: PositiveInt = 800  # pushed balls of the world; of a table all are taken
+    whole: PositiveInt = 8  # cells of the force on a side of the frame, for all tokens: our choice
+    steps: NonNegativeInt = 1000  # our choice (the force data sets were trained on for 5,000)
+    clips: PositiveInt = 1600  # pushed balls of the world: our choice; of a table all are taken
+    observed: float = Field(default=0.9, ge=0, le=1)  # samples that begin at their first frame: our choice
+    noisy: PositiveFloat = 3.0  # sigma from u^(1/noisy): 1 is even, above it noise is likelier: our choice
+    weight: NonNegativeFloat = 0.1  # alpha_z of this stage, where weight.end is not 0: our choice
+    optim: Optim = Optim(lr=2e-3, schedule="cosine", warmup_steps=30)  # our choice
+    injector_rate: PositiveFloat = 5.0  # the injector's rate over that of the branch: our choice
     table: str | None = None  # a Force Prompting CSV; none: balls of the simulated world that are thrown
     shuffled: bool = False  # control: each clip gets the force of another
 

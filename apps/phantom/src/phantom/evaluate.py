@@ -19,9 +19,10 @@ import physworld
 from backbones import WanBackbone
 from phantom.config import Recipe
 from phantom.force import tensor
-from phantom.pushed import MECHANISM, Followed, followed, force_of
+from phantom.pushed import MECHANISM, Ball, Followed, caption_of, followed, force_of, speed_rank
 from phantom.sample import sample
 from physworld import MECHANISMS, evaluation
+from physworld.paired import LEAST, Difference, paired
 from trainers import show, video, write_text
 
 __all__ = ["Pushes", "evaluate", "others", "push"]
@@ -29,6 +30,9 @@ __all__ = ["Pushes", "evaluate", "others", "push"]
 BATCH = 16
 WHOLE = 0.8
 """Permanence of the base's ball from which on pushes are judged, not only reported: our choice."""
+OTHERS = ", others' pushes"
+DRAWS = 2000
+"""Resamples of the interval of a rank correlation."""
 DIVERSE = 4
 """Samples of one caption, and captions a mechanism, that diversity is measured on."""
 
@@ -50,22 +54,62 @@ class Pushes:
         return self.followed["base"].permanence >= WHOLE
 
     def passes(self, name: str) -> bool | None:
-        """Whether a bundle's direction and speed are nearer to the push than the base's and than under others' pushes;
-        None where that is not judged.
+        """Whether a bundle's direction and speed are nearer to the push than the base's and than under others' pushes,
+        and the direction by more than the interval; None where that is not judged.
         """
         if not self.judged:
             return None
-        own, rest = self.followed[name], (self.followed["base"], self.followed[others(name)])
-        return all(own.angle_error < r.angle_error and own.speed_rank > r.speed_rank for r in rest)
+        own, rest = self.followed[name], ("base", others(name))
+        nearer = [self.direction(name, row) for row in rest]
+        if any(d is not None and d.high is not None and d.high >= 0 for d in nearer):
+            return False
+        return all(
+            own.angle_error < r.angle_error and own.speed_rank > r.speed_rank for r in map(self.followed.get, rest) if r
+        )
+
+    def direction(self, a: str, b: str) -> Difference | None:
+        """Mean of a row's direction error less another's, degrees, over the clips whose ball is whole in both; None
+        where there is no such clip.
+        """
+        both = self._both(a, b)
+        one, other = ([pair[side].angle_error for pair in both] for side in (0, 1))
+        return paired(a, b, [one], [other], seed=self.seed) if both else None
+
+    def speed(self, a: str, b: str) -> Difference | None:
+        """The same for the rank correlation of strength and speed, with the interval of a bootstrap over these
+        clips; None below as many clips as an interval takes.
+        """
+        both = self._both(a, b)
+        if len(both) < LEAST:
+            return None
+
+        def difference(rows: Any) -> float:
+            one, other = ([both[i][side] for i in rows] for side in (0, 1))
+            return speed_rank(one) - speed_rank(other)
+
+        drawn = np.random.default_rng(self.seed).integers(0, len(both), (DRAWS, len(both)))
+        low, high = np.nanquantile([difference(rows) for rows in drawn], [0.025, 0.975])
+        return Difference(a, b, difference(range(len(both))), float(low), float(high), len(both))
+
+    def _both(self, a: str, b: str) -> list[tuple[Ball, Ball]]:
+        pairs = zip(self.followed[a].balls, self.followed[b].balls, strict=True)
+        return [(one, other) for one, other in pairs if one is not None and other is not None]
+
+    def against(self, name: str) -> list[str]:
+        """The rows that a bundle is compared with: the base, itself under others' pushes, and the other bundles."""
+        return [row for row in self.followed if row == others(name) or not (row == name or row.endswith(OTHERS))]
 
     def save(self, path: Path) -> Path:
-        """Write as JSON, by rename."""
-        return write_text(path, json.dumps(asdict(self)) + "\n")
+        """Write rows, clips and differences as JSON, by rename."""
+        pairs = [(row, b) for row in self.followed if others(row) in self.followed for b in self.against(row)]
+        found = [{"a": a, "b": b, "direction": self.direction(a, b), "speed_rank": self.speed(a, b)} for a, b in pairs]
+        more = {"followed": {name: asdict(f) for name, f in self.followed.items()}, "differences": found}
+        return write_text(path, json.dumps(asdict(self) | more, default=asdict) + "\n")
 
 
 def others(name: str) -> str:
     """The row of a bundle's control."""
-    return f"{name}, others' pushes"
+    return name + OTHERS
 
 
 def push(
@@ -78,7 +122,8 @@ def push(
     seed: int = 0,
     quiet: bool = False,
 ) -> Pushes:
-    """Push thrown balls from their true first frame: the base, and each adapter under its own pushes and others'.
+    """Push thrown balls from their true first frame: the base, and each adapter under its own pushes and others'. All
+    rows get the same captions, which leave the direction out.
 
     ValueError for an adapter that was not trained with point forces, or fewer than two clips.
     """
@@ -102,7 +147,8 @@ def push(
             part = truth[start : start + BATCH]
             begun = video.from_bytes(np.stack([c.video[:1] for c in part]))
             given = None if forces is None else {"force": forces[start : start + BATCH]}
-            captions, seeds = [c.caption for c in part], noise[start : start + BATCH]
+            captions = [caption_of(c.seed, split=split) for c in part]
+            seeds = noise[start : start + BATCH]
             made = sample(backbone, adapter, captions, seeds, recipe, observed=begun, physics=given)
             films += list(video.to_bytes(made))
         found[name] = followed(films, own, [c.params["colour"] for c in truth])

@@ -141,20 +141,32 @@ def read_forces(table: Path, root: Path | None = None) -> tuple[list[Pushed], li
 
 
 class Injector(nn.Module):
-    """Gives a force tensor to the tokens of the physics stream: averaged to z's grid times `fine`, unshuffled, one
-    layer, begun at zero.
+    """Gives a force tensor to the tokens of the physics stream, on two ways of two layers, the second begun at zero.
+
+    Where the force is: averaged to z's grid times `fine`, unshuffled, to each token its own. And as a whole: its first
+    and last frame on `whole` x `whole` cells, to all tokens the same. There a push is a linear function of the input
+    (the spot's centre, early and late), while a token sees the spot only while it passes by.
+
+    The first layers begin so that a spot, which fills few cells (z has `rows` of them over the height), still moves a
+    unit by about 1: with a layer's usual start it moves it by a tenth, and the push is hardly heard. Our choice.
     """
 
-    def __init__(self, width: int, fine: int = 8) -> None:
+    def __init__(self, width: int, fine: int = 8, whole: int = 8, *, rows: int = 4) -> None:
         super().__init__()
-        self.fine = fine
-        self.inside = nn.Linear(3 * fine * fine, width)
-        self.out = nn.Linear(width, width)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        self.fine, self.whole = fine, whole
+        self.inside, self.around = nn.Linear(3 * fine * fine, width), nn.Linear(6 * whole * whole, width)
+        self.out, self.out_around = nn.Linear(width, width), nn.Linear(width, width)
+        for first, cells, frames in ((self.inside, rows * fine, 1), (self.around, whole, 2)):
+            spot = SPOT * cells  # a spot of this deviation in cells: its squares sum to pi spot^2 a channel
+            nn.init.normal_(first.weight, std=(3 * frames * math.pi * spot**2) ** -0.5)
+            nn.init.zeros_(first.bias)
+        for last in (self.out, self.out_around):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
     def forward(self, force: Float[Tensor, "b 3 f h w"], grid: tuple[int, int, int]) -> Float[Tensor, "b m d"]:
-        """Give what is added to the tokens of a (t, y, x) grid; frame 0 is latent 0, then four frames a latent.
+        """Give what is added to the tokens of a (t, y, x) grid; frame 0 is latent 0, then four frames a latent. A force
+        of zeros is none and adds nothing.
 
         ValueError for a force over another number of frames than the latents cover.
         """
@@ -171,7 +183,10 @@ class Injector(nn.Module):
         latents = torch.cat(parts, 2).transpose(1, 2).flatten(0, 1)
         cells = F.adaptive_avg_pool2d(latents, (y * self.fine, x * self.fine))
         tokens = F.pixel_unshuffle(cells, self.fine).flatten(2).transpose(1, 2)
-        return self.out(F.silu(self.inside(tokens))).unflatten(0, (len(force), t)).flatten(1, 2)
+        ends = F.adaptive_avg_pool2d(force[:, :, [0, -1]].flatten(1, 2), self.whole).flatten(1)
+        added = self.out(F.silu(self.inside(tokens))).unflatten(0, (len(force), t)).flatten(1, 2)
+        added = added + self.out_around(F.silu(self.around(ends)))[:, None]
+        return added * force.flatten(1).any(1)[:, None, None]
 
 
 def _row(row: dict[str, Any], root: Path) -> tuple[Path, str, dict[str, float]]:

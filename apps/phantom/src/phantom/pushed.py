@@ -1,13 +1,14 @@
 """Clips with a known force: balls of the simulated world, thrown by what is then called the push, or a data set's own.
 
 A thrown ball was pushed at its start, along its first velocity; the strength is its speed, scaled to [0, 1] over
-`SPEEDS`. How well a push is followed is read from the pixels: the angle between the wanted and the shown direction, and
-the rank correlation of strength and shown speed, on clips in which one ball stays whole.
+`SPEEDS`. What the push decides is left out of the caption, or nobody would have to listen to it. How well a push is
+followed is read from the pixels: the angle between the wanted and the shown direction, and the rank correlation of
+strength and shown speed, on clips in which one ball stays whole.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,11 +18,12 @@ from jaxtyping import Float, UInt8
 import physworld
 from phantom.config import Recipe
 from phantom.force import Point, Wind, read_forces
+from physworld.rigid_body import GRAVITY
 from physworld.track import Track, follow
 from trainers import ClipSpec, cache_job, video
 from trainers.data import Skipped
 
-__all__ = ["MECHANISM", "Followed", "followed", "force_of", "pushed_items"]
+__all__ = ["MECHANISM", "Ball", "Followed", "caption_of", "followed", "force_of", "pushed_items", "speed_rank"]
 
 MECHANISM = "rigid_body"
 SPEEDS = (0.7, 2.2)
@@ -35,6 +37,18 @@ def force_of(seed: int, *, split: str = "train") -> Point:
     strength = (math.hypot(vy, vx) - SPEEDS[0]) / (SPEEDS[1] - SPEEDS[0])
     inside = [min(max(float(at) / physworld.SIZE, 0.0), 1.0) for at in (x, y)]
     return Point(inside[0], 1 - inside[1], math.degrees(math.atan2(-vy, vx)), min(max(strength, 0.0), 1.0))
+
+
+def caption_of(seed: int, *, split: str = "train") -> str:
+    """The caption of a thrown ball without its direction, which is for the push to say, and with its gravity, which is
+    not.
+
+    >>> caption_of(0)
+    'a large purple ball is thrown under weak gravity'
+    """
+    p = physworld.parameters(MECHANISM, seed, split=split)
+    level = min(GRAVITY, key=lambda name: abs(p["g"] - sum(GRAVITY[name]) / 2))
+    return f"a {p['size']} {p['colour']} ball is thrown under {level} gravity"
 
 
 def pushed_items(recipe: Recipe, skipped: list[Skipped]) -> Iterator[tuple[cache_job.Item, Point | Wind]]:
@@ -60,14 +74,27 @@ def pushed_items(recipe: Recipe, skipped: list[Skipped]) -> Iterator[tuple[cache
     scale = physworld.scale_of(d.frames, d.height, d.width)
     for seed in range(f.clips):
         clip = physworld.Planned(MECHANISM, seed, d.split, scale)
-        yield world_item(recipe, clip), force_of(seed, split=d.split)
+        said = {"caption": caption_of(seed, split=d.split)}
+        yield replace(world_item(recipe, clip), noted=said), force_of(seed, split=d.split)
+
+
+@dataclass(frozen=True)
+class Ball:
+    """What a whole ball showed: its direction's error in degrees, the strength that was wanted, its speed in
+    px/frame.
+    """
+
+    angle_error: float
+    strength: float
+    speed: float
 
 
 @dataclass(frozen=True)
 class Followed:
     """How pushes were followed: on `n` clips of `of` one ball stayed whole; `permanence` is the mean share of frames
     with exactly one ball, over all clips; `angle_error` is the median in degrees, `speed_rank` the rank correlation
-    (Spearman) of strength and shown speed (NaN where no clip, or no spread, is left to tell).
+    (Spearman) of strength and shown speed (NaN where no clip, or no spread, is left to tell). `balls` are the clips one
+    by one, None where the ball did not stay whole.
     """
 
     n: int
@@ -75,6 +102,7 @@ class Followed:
     permanence: float
     angle_error: float
     speed_rank: float
+    balls: tuple[Ball | None, ...] = ()
 
 
 def followed(
@@ -87,24 +115,31 @@ def followed(
     """Measure pushes on videos of one ball each; clips whose ball is whole in less than `least` of the frames are left
     out and counted.
     """
-    errors, wanted, shown, whole = [], [], [], []
+    balls: list[Ball | None] = []
+    whole: list[float] = []
     for film, force, colour in zip(videos, forces, colours, strict=True):
         (track,), _ = follow(film, [colour], film.shape[1] // physworld.SIZE)
         whole.append(track.perm)
         if track.perm < least or not track.fits:
+            balls.append(None)
             continue
         vy, vx = _first_velocity(track)
         turn = math.degrees(math.atan2(-vy, vx)) - force.angle
-        errors.append(abs((turn + 180) % 360 - 180))
-        wanted.append(force.strength)
-        shown.append(math.hypot(vy, vx))
+        balls.append(Ball(abs((turn + 180) % 360 - 180), force.strength, math.hypot(vy, vx)))
+    kept = [ball for ball in balls if ball is not None]
     return Followed(
-        n=len(shown),
+        n=len(kept),
         of=len(videos),
         permanence=float(np.mean(whole)),
-        angle_error=float(np.median(errors)) if errors else math.nan,
-        speed_rank=_spearman(np.array(wanted), np.array(shown)),
+        angle_error=float(np.median([ball.angle_error for ball in kept])) if kept else math.nan,
+        speed_rank=speed_rank(kept),
+        balls=tuple(balls),
     )
+
+
+def speed_rank(balls: Sequence[Ball]) -> float:
+    """Rank correlation (Spearman) of wanted strength and shown speed; NaN where there is nothing to tell."""
+    return _spearman(np.array([ball.strength for ball in balls]), np.array([ball.speed for ball in balls]))
 
 
 def _first_velocity(track: Track) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from safetensors.torch import save as tensors
 from torch import Tensor, nn
 
 from backbones import Text, WanBackbone, bundle, paths
+from backbones.bundle import Bundle
 from phantom.adapter import PhantomAdapter
 from phantom.config import Recipe
 from phantom.data import Clips
@@ -79,10 +80,23 @@ class Trainer:
         u = torch.rand(b, generator=generator)
         begun = torch.rand(b, generator=generator) < self.recipe.condition.share
         lengths = torch.randint(1, self.recipe.condition.most_latents + 1, (b,), generator=generator) * begun
-        dropped = torch.rand(b, generator=generator) < self.recipe.condition.text_dropout
+        return self._terms(batch, u, lengths, progress)
+
+    def force_loss(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """The same terms for the force stage: more of the high noise that motion is decided in, and at most the first
+        frame observed, since a longer beginning shows what the push did.
+        """
+        generator, f, b = progress.generator, self.recipe.force, len(batch["latent"])
+        u = torch.rand(b, generator=generator) ** (1 / f.noisy)
+        lengths = (torch.rand(b, generator=generator) < f.observed).long()
+        return self._terms(batch, u, lengths, progress)
+
+    def _terms(self, batch: Batch, u: Tensor, lengths: Tensor, progress: Progress) -> dict[str, Tensor]:
+        generator = progress.generator
+        dropped = torch.rand(len(u), generator=generator) < self.recipe.condition.text_dropout
         video, physics = self.errors(self.flows(batch, u, lengths, dropped, generator))
         terms = {"video": video, "log/physics": physics}
-        if self.recipe.weight.end > 0:
+        if self.recipe.weight.end > 0 and "physics" in progress.ramps:
             terms["physics"] = progress.ramp("physics") * physics
         return terms
 
@@ -120,7 +134,9 @@ class Trainer:
         z_seen = torch.where(open_[:, None, :, None, None], z0, observed)
         eps, zeta = (torch.randn(part.shape, generator=generator).to(device) for part in (x0, z0))
         s = sigma[:, None, :, None, None]
-        features = torch.where(dropped.to(device)[:, None, None], self.empty.to(device), batch["text"])
+        gone = dropped.to(device)[:, None, None]
+        features = torch.where(gone, self.empty.to(device), batch["text"])
+        force = batch.get("force")  # is dropped with the text
         return Flows(
             x=(1 - s) * x0 + s * eps,
             z=(1 - s) * z_seen + s * zeta,
@@ -129,7 +145,7 @@ class Trainer:
             video_target=paths.target(x0, eps),
             physics_target=paths.target(z0, zeta),
             text=Text.of(features),
-            force=batch.get("force"),
+            force=None if force is None else force * ~gone[..., None, None],
         )
 
     def errors(self, flows: Flows) -> tuple[Tensor, Tensor]:
@@ -157,7 +173,7 @@ def stages(
             measure_every=w.measure_every,
         )
     trainer = Trainer(recipe, adapter, backbone)
-    common: dict[str, Any] = {"batch_size": recipe.batch, "accumulate": recipe.accumulate, "optim": recipe.optim}
+    common: dict[str, Any] = {"batch_size": recipe.batch, "accumulate": recipe.accumulate}
     joint = Stage(
         "joint",
         {"branch": 1.0},
@@ -165,18 +181,21 @@ def stages(
         data=data,
         length=Length(steps=recipe.steps),
         ramps=ramps,
+        optim=recipe.optim,
         **common,
     )
     if pushed is None:
         return [joint]
-    steady = {"physics": Ramp(w.end, w.end)} if w.end > 0 else {}
+    f = recipe.force
+    steady = {"physics": Ramp(f.weight, f.weight)} if w.end > 0 and f.weight > 0 else {}
     force = Stage(
         "force",
-        {"branch": 1.0, "injector": 1.0},
-        trainer.loss,
+        {"branch": 1.0, "injector": f.injector_rate},
+        trainer.force_loss,
         data=pushed,
-        length=Length(steps=recipe.force.steps),
+        length=Length(steps=f.steps),
         ramps=steady,
+        optim=f.optim,
         **common,
     )
     return [stage for stage in (joint, force) if stage.length.steps]
@@ -190,6 +209,15 @@ def fresh(recipe: Recipe, backbone: WanBackbone, basis: Basis, encoder: Any) -> 
     return adapter.to(recipe.device)
 
 
+def begin_from(bundle: Bundle, backbone: WanBackbone, *, recipe: Recipe, basis: Basis, encoder: Any) -> PhantomAdapter:
+    """An adapter with a bundle's weights to train on; its injector is new where the bundle has none."""
+    adapter = fresh(recipe, backbone, basis, encoder)
+    adapter.branch.load_state_dict(bundle.tensors["branch"])
+    if adapter.injector is not None and "injector" in bundle.tensors:
+        adapter.injector.load_state_dict(bundle.tensors["injector"])
+    return adapter
+
+
 def train(
     recipe: Recipe,
     backbone: WanBackbone,
@@ -200,18 +228,24 @@ def train(
     held: MapStyle | None = None,
     pushed: MapStyle | None = None,
     only: str | None = None,
+    begun: Bundle | None = None,
     resume: bool = False,
     quiet: bool = False,
     engine: Engine | None = None,
 ) -> tuple[PhantomAdapter, FitResult]:
     """Train an adapter and write its bundle into `out/bundle`; `held` are clips for the held-out loss, `pushed` those
-    of the force stage; `only` stops after the stage of that name. Of several processes (`engine`; none: as they were
+    of the force stage; `only` stops after the stage of that name; `begun` is a bundle whose weights are the first ones,
+    `data` then have its basis. Of several processes (`engine`; none: as they were
     launched) the first writes.
 
     ValueError for a stage that the recipe does not have.
     """
     engine = engine or launched()
-    adapter = fresh(recipe, backbone, data.basis, encoder)
+    if begun is None:
+        adapter = fresh(recipe, backbone, data.basis, encoder)
+    else:
+        given: dict[str, Any] = {"recipe": recipe, "basis": data.basis, "encoder": encoder}
+        adapter = bundle.build(begun, backbone, make=begin_from, **given)
     plan = stages(recipe, adapter, backbone, data, pushed)
     if only is not None:
         names = [stage.name for stage in plan]
@@ -250,22 +284,28 @@ def train(
         _checkpoint_jointly(backbone, adapter, on=False)
     if engine.main:
         dump_config(recipe, out / "recipe.yaml")  # what a resumed run was finished with
-        save_bundle(adapter, backbone, out / "bundle", history=result.history)
+        before = [] if begun is None else begun.meta["stages"]
+        save_bundle(adapter, backbone, out / "bundle", history=result.history, before=before)
     engine.barrier()
     return adapter, result
 
 
 def save_bundle(
-    adapter: PhantomAdapter, backbone: WanBackbone, folder: Path, *, history: Sequence[StageRecord] = ()
+    adapter: PhantomAdapter,
+    backbone: WanBackbone,
+    folder: Path,
+    *,
+    history: Sequence[StageRecord] = (),
+    before: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
-    """Write an adapter as a bundle for its backbone."""
+    """Write an adapter as a bundle for its backbone; `before` are the stages of the bundle that it went on from."""
     return bundle.save(
         folder,
         kind=adapter.kind,
         groups={name: module.state_dict() for name, module in adapter.groups().items()},
         backbone=backbone,
         config=adapter.recipe.model_dump(mode="json"),
-        stages=[asdict(record) for record in history],
+        stages=[*before, *(asdict(record) for record in history)],
         requires="config",
     )
 
