@@ -181,6 +181,14 @@ def test_the_original_score_is_a_ratio_of_means_and_the_verified_a_mean_of_ratio
     assert both.verified == pytest.approx(100 * np.mean([0.5, 0.5, 0.5, 1, 1, 1, 1, 1]), abs=1e-5)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_spread_of_takes_is_rounded_as_officially(seed):
+    takes = random_views(9, 20, seed)
+    found = score(takes, takes).variances
+    assert found["spatial"] == round(float(np.mean([v.spatial for v in takes])), 5)
+    assert found["weighted"] == round(float(np.mean([v.weighted for v in takes])), 4)
+
+
 def test_the_second_take_scores_100():
     takes = random_views(6, 10, 3)
     assert score(takes, takes).raw == pytest.approx(100, abs=0.1)  # the rounding of variances
@@ -202,6 +210,24 @@ def test_the_table_of_scenarios_is_complete():
         "Thermodynamics": 3,
         "Magnetism": 2,
     }
+
+
+def test_lossy_masks_are_what_opencv_writes_and_reads(tmp_path):
+    masks = list(motion_masks(film("rigid_body", 12)[..., ::-1]))
+    height, width = masks[0].shape
+    writer = cv2.VideoWriter(
+        str(tmp_path / "m.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), RATE, (width, height), isColor=False
+    )
+    for mask in masks:
+        writer.write(mask)
+    writer.release()
+    capture = cv2.VideoCapture(str(tmp_path / "m.mp4"))
+    for mask in lossy(masks, fps=RATE):
+        there, frame = capture.read()
+        assert there
+        assert all(np.array_equal(frame[..., channel], mask) for channel in range(3))
+    assert not capture.read()[0]
+    capture.release()
 
 
 # On folders

@@ -160,6 +160,33 @@ def test_a_video_that_no_browser_plays_is_encoded_once_more(tmp_path):
     assert video.read(tmp_path / "again.mp4").frames.shape == (3, 192, 192, 3)
 
 
+def test_many_pairs_and_notes_do_not_bury_what_a_page_says(eight, tmp_path):
+    result = eight()
+    one = next(c for c in result.comparisons if not c.group)
+    same = one.model_copy(update={"mean": 0.0, "low": -0.1, "high": 0.1, "p": 0.9, "p_corrected": 1.0})
+    pairs = (one, *(same.model_copy(update={"a": f"row {i}"}) for i in range(8)))
+    notes = tuple(f"note {i}" for i in range(9))
+    results.write(result.model_copy(update={"comparisons": pairs, "notes": notes}), tmp_path)
+    text = report.render([tmp_path])
+    assert report.headline(one) in text
+    assert "8 of 9 pairs: no difference that these clips resolve." in text
+    assert "row 3 against" not in text
+    assert "5 more notes" in text
+    assert all(note in text for note in notes)
+
+
+def test_a_figure_of_100_is_not_called_one_of_1():
+    metric = results.Metric(value=60.0, n=4, unit="of 100")
+    assert report._column("score", one_metric(metric)).label == "score (of 100)"
+    assert report._column("score", one_metric(metric.model_copy(update={"unit": ""}))).label == "score (0 to 1)"
+
+
+def one_metric(metric):
+    prompts, rater = results.PromptSet(name="p", count=4), results.Rater(name="r", kind="formula")
+    system = System(name="a", metrics={"score": metric})
+    return results.Result(benchmark="b", prompt_set=prompts, rater=rater, systems=(system,))
+
+
 def test_several_results_stand_on_one_page_and_a_wrong_path_says_so(eight, folder, tmp_path):
     results.write(eight(), tmp_path / "eight")
     out = tmp_path / "pages" / "report.html"

@@ -298,14 +298,18 @@ def printed(out: Path) -> Table:
         said = [
             ""
             if c is None or c.mean is None
-            else f"{c.mean:+.3f}"
-            + ("" if c.low is None else f" [{c.low:+.3f}, {c.high:+.3f}]")
+            else _signed(c.mean)
+            + ("" if c.low is None or c.high is None else f" [{_signed(c.low)}, {_signed(c.high)}]")
             + (" *" if c.p_corrected is not None and c.p_corrected < 0.05 else "")
             for c in gains
         ]
         numbers = [f"{v:.3f}" if v is not None else "–" for v in cells]
         table.add_row(system.name, *numbers, *said, style="bold" if system.name == whole else None)
     return table
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 3) + 0.0:+.3f}"  # no -0.000
 
 
 def _carry_out(job: Job) -> str:

@@ -38,6 +38,8 @@ RATERS = {
 LABELS = {"pass": "obeys its law (share)", "score": "score (0 to 1)"}
 MOST_PANELS = 6
 """Pairs that have a panel each; more are drawn as one list over everything."""
+MOST_NOTES = 4
+"""Notes that are read at once; more are folded away."""
 OPEN_METRICS = 4
 """Metrics that get a plot and a table by group; the rest stand among all figures."""
 
@@ -154,6 +156,7 @@ def render(paths: Sequence[Path], *, each: int = SHOWN) -> str:
             groups=list(dict.fromkeys(card.group for run in runs for card in run.cards)),
             shown_systems=shown,
             shown=each,
+            most_notes=MOST_NOTES,
             rater_words=RATERS,
             mark=MARK,
             sources=published().sources,
@@ -176,6 +179,15 @@ def environment() -> Environment:
         "p_value": lambda p: "< 0.001" if p < 0.001 else f"= {p:.3f}",
     }
     return jinja
+
+
+def _headlines(overall: Sequence[Comparison]) -> list[str]:
+    """Say what each comparison shows; of many, those that the clips resolve, and how many others there are."""
+    if len(overall) <= MOST_PANELS:
+        return [headline(one) for one in overall]
+    told = [headline(one) for one in overall if plots.holds(one)]
+    rest = len(overall) - len(told)
+    return told + [f"{rest} of {len(overall)} pairs: no difference that these clips resolve."] * bool(rest)
 
 
 def headline(one: Comparison) -> str:
@@ -220,7 +232,7 @@ def _view(path: Path, key: str, videos: dict[str, Any], each: int) -> RunView:
         title=result.title or f"{result.benchmark}: {result.prompt_set.name}",
         badge=str(result.settings.get("badge", "")),
         result=result,
-        headlines=[headline(c) for c in result.comparisons if not c.group and c.metric == _main(result)],
+        headlines=_headlines([c for c in result.comparisons if not c.group and c.metric == _main(result)]),
         metrics=metrics,
         intervals=_intervals(m for s in result.systems for m in s.metrics.values()),
         group_word=str(result.settings.get("group", "group")),
@@ -252,7 +264,7 @@ def _column(name: str, result: Result) -> Column:
     largest = max((abs(m.value) for m in found if m.value is not None), default=0.0)
     unit = next((m.unit for m in found if m.unit), "")
     digits = 1 if largest > 2 else 2 if largest > 0.1 else 4
-    return Column(name, LABELS.get(name, plots.label(name)) + (f" ({unit})" if unit else ""), digits)
+    return Column(name, f"{plots.label(name)} ({unit})" if unit else LABELS.get(name, plots.label(name)), digits)
 
 
 def _by_group(result: Result, metric: Column, groups: Sequence[str], key: str) -> GroupTable:

@@ -13,7 +13,7 @@ function short(v) {
   return size >= 1e5 || size < 1e-3 ? v.toExponential(1) : String(+v.toPrecision(3));
 }
 function chart({ title, unit = "", across = "frame", lines, log = false }, wide = 300, high = 150) {
-  const left = 44, right = 8, top = 10, bottom = 26;
+  const left = 54, right = 8, top = 10, bottom = 26;
   const figure = document.createElement("figure");
   const svg = shape("svg", { viewBox: `0 0 ${wide} ${high}`, role: "img" });
   const points = lines.flatMap(l => l.x.map((x, i) => [x, l.y[i]])).filter(p => p[1] !== null && Number.isFinite(p[1]));

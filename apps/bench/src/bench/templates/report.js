@@ -130,10 +130,11 @@ class Player {
     if (showMotion && data.motion.length) arrows(pen, data.motion, Math.min(shown, data.motion.length - 1), W, H, dense);
   }
   detail() {
-    const place = this.card.querySelector(".charts");
-    if (!place || place.childElementCount) return;
-    const named = new Map();
-    for (const { node, data } of this.panels) for (const s of data.series || []) {
+    const place = this.card.querySelector(".charts"), details = this.card.querySelector("details");
+    if (!place || !details.open) return;
+    place.replaceChildren();
+    const named = new Map(), shown = this.panels.filter(({ node }) => !node.hidden);
+    for (const { node, data } of shown) for (const s of data.series || []) {
       if (!named.has(s.name)) named.set(s.name, { title: `${s.name}, which ${s.words}`, unit: s.unit, lines: [], law: s });
       named.get(s.name).lines.push({ name: node.dataset.system, colour: node.dataset.colour, x: s.values.map((_, i) => i + 1), y: s.values });
     }
@@ -143,7 +144,7 @@ class Player {
       chosen.lines.push({ name: law.expected || (real ? "law, for the real clip" : "law"), dashed: true, x: law.expects.map((_, i) => i + 1), y: law.expects });
       place.append(chart(chosen));
     }
-    for (const { node, data } of this.panels) for (const track of data.tracks || []) if (track.law) {
+    for (const { node, data } of shown) for (const track of data.tracks || []) if (track.law) {
       const off = track.points.map((p, i) => p && Math.hypot(p[0] - track.law[i][0], p[1] - track.law[i][1]));
       const known = named.get("off the law") || { title: "distance from the fitted path", unit: "widths of the picture", lines: [] };
       known.lines.push({ name: `${node.dataset.system}${(data.tracks.length > 1) ? ", " + track.name : ""}`, colour: node.dataset.colour, x: off.map((_, i) => i + 1), y: off });
@@ -223,7 +224,7 @@ function filter() {
   const off = new Set([...document.querySelectorAll("[data-show]")].filter(box => !box.checked).map(box => box.dataset.show));
   document.querySelectorAll(".card").forEach(card => { card.hidden = group !== "" && card.dataset.group !== group; });
   document.querySelectorAll(".panel").forEach(panel => { panel.hidden = off.has(panel.dataset.system); });
-  players.forEach(player => player.draw());
+  players.forEach(player => { player.draw(); player.detail(); });
 }
 document.getElementById("group")?.addEventListener("change", filter);
 document.querySelectorAll("[data-show]").forEach(box => box.addEventListener("change", filter));
