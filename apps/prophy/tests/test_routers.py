@@ -42,7 +42,7 @@ def test_nothing_was_tuned_on_the_paraphrases_of_the_test(captions):
     def overlap(one, other):
         return len(one & other) / len(one | other)
 
-    said = [set(words(s)) for s in read]
+    said = {frozenset(words(s)) for s in read}
     largest = max(overlap(set(words(prompt)), each) for prompt in asked for each in said)
     assert largest < 0.9  # of the distinct words of both: "very", or a word more
 

@@ -60,6 +60,19 @@ def test_training_measures_the_sentences_of_the_first_stage_and_the_bundle_keeps
     assert torch.equal(again.semantic.standard.spread, adapter.semantic.standard.spread)
 
 
+def test_the_decay_of_the_first_stage_is_its_own_and_leaves_the_basis_maps(backbone, make_recipe, batch_of, tmp_path):
+    found = []
+    for decay in (0, 50):
+        recipe = make_recipe("semantic.first_steps=3", f"semantic.first_weight_decay={decay}")
+        data = InMemory(batch_of(recipe, backbone))
+        adapter, _ = train(recipe, backbone, data, out=tmp_path / str(decay), only="semantic", quiet=True)
+        found.append(adapter.semantic.state_dict())
+        fresh_maps = {k: v for k, v in fresh(recipe, backbone).semantic.state_dict().items() if k.startswith("maps.")}
+        assert fresh_maps
+        assert all(torch.equal(found[-1][name], value) for name, value in fresh_maps.items())
+    assert found[1]["router.inner.weight"].norm() < found[0]["router.inner.weight"].norm()
+
+
 def test_tokens_are_left_out_while_training_alone_and_never_all_of_a_text():
     seb, said = block(token_dropout=0.999), text()
     shown = []

@@ -48,7 +48,7 @@ class Semantic(Config):
     first_lr: PositiveFloat = 5e-3
     # as strong as this, two mechanisms rarely end in one expert, whatever the seed: our choice
     first_weight_decay: NonNegativeFloat = 0.3
-    # that stage also reads each caption of the simulated world in up to 142 other wordings (`data/rewordings.json`), as
+    # that stage also reads each caption of the simulated world in up to 139 other wordings (`data/rewordings.json`), as
     # real captions are free and the world's come from few templates: our choice
     reworded: bool = True
 
