@@ -4,11 +4,12 @@
 
 Writes `--clips` generated videos of 81 x 480 x 832 at 16 fps and their real pairs of 150 x 1080 x 1920 at 30 fps (a
 smooth texture with a ball), then scores them with `bench.physics_iq` in one process, first with nothing known, then
-with the real clips known (another model), and in the straightforward way: decode each clip into a list
-of float64 frames, write its masks to a video, read them back, then compare, as the official script goes about it. Each
-measurement runs in a process of its own, whose peak memory is the kernel's figure. One JSON line a measurement, with
-seconds a clip, peak MiB, and what that makes of 1,000 clips in one process (extrapolated: time grows with the count,
-memory does not, since a clip leaves nothing behind but a few kilobytes of figures).
+with the real clips known (another model), with exact masks and with lossy ones (the command's default), and in the
+straightforward way: decode each clip into a list of float64 frames, write its masks to a video, read them back, then
+compare, as the official script goes about it. Each measurement runs in a process of its own, whose peak memory is the
+kernel's figure. One JSON line a measurement, with seconds a clip, peak MiB, and what that makes of 1,000 clips in one
+process (extrapolated: time grows with the count, memory does not, since a clip leaves nothing behind but a few
+kilobytes of figures).
 """
 
 import argparse
@@ -19,6 +20,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -27,6 +29,7 @@ from trainers import video
 
 FRAMES, FPS, SECONDS = 81, 16, 5.0
 MADE, FILMED = (480, 832), (1080, 1920)
+KNOWN, LOSSY = "real clips known", "lossy masks"
 
 
 def scene(frames: int, size: tuple[int, int], seed: int, late: float = 0.0) -> np.ndarray:
@@ -52,17 +55,17 @@ def write_set(root: Path, clips: int) -> None:
         video.write(root / "made" / f"{n:04d}_made.mp4", scene(FRAMES, MADE, n, 0.03), FPS, crf=20)
 
 
-def ours(root: Path, cache: Path) -> dict[str, float]:
+def ours(root: Path, cache: Path, masks: Literal["exact", "mp4v"]) -> dict[str, float]:
     """`bench.physics_iq`, one process."""
     from bench.physics_iq.layout import survey
     from bench.physics_iq.result import result
     from bench.physics_iq.run import run
 
     found = survey(root / "real", root / "made", fps=FPS, seconds=SECONDS, quiet=True)
-    run(replace(found, views=found.views[:1]), cache=cache, quiet=True)
+    run(replace(found, views=found.views[:1]), cache=cache, masks=masks, quiet=True)
     after_one = peak_mib()
-    measured = run(found, cache=cache, quiet=True)
-    scored = result(found, measured, name="made", masks="exact")
+    measured = run(found, cache=cache, masks=masks, quiet=True)
+    scored = result(found, measured, name="made", masks=masks)
     return {"score": float(scored.score or 0), "verified": float(scored.verified or 0), "first_mib": after_one}
 
 
@@ -115,7 +118,11 @@ def peak_mib() -> float:
 def one(way: str, root: Path, folder: Path, answer) -> None:
     """Measure once, in a process of its own."""
     before, start, cpu = peak_mib(), time.perf_counter(), time.process_time()
-    found = straightforward(root, folder) if way == "straightforward" else ours(root, folder)
+    found = (
+        straightforward(root, folder)
+        if way == "straightforward"
+        else ours(root, folder, "mp4v" if LOSSY in way else "exact")
+    )
     figures = {"wall_s": time.perf_counter() - start, "cpu_s": time.process_time() - cpu}
     answer.put({**found, **figures, "start_mib": before, "peak_mib": peak_mib()})
 
@@ -130,11 +137,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         write_set(root, asked.clips)
-        kept: dict[str, list[dict[str, float]]] = {"ours": [], "ours, real clips known": [], "straightforward": []}
+        ways = ("ours", f"ours, {KNOWN}", f"ours, {LOSSY}", f"ours, {LOSSY}, {KNOWN}", "straightforward")
+        kept: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
         for number in range(asked.rounds):
             cache = root / f"cache-{number}"
             for way, found in kept.items():
-                if way == "ours, real clips known":
+                if KNOWN in way:
                     for view in cache.glob("view-*"):
                         view.unlink()
                 folder = cache if way != "straightforward" else root
