@@ -166,6 +166,14 @@ def test_bounces_give_back_their_restitution(e):
     assert found.gains == 0
 
 
+@pytest.mark.parametrize("fps", [24, 30, 37])
+def test_an_impact_between_two_frames_is_found_where_the_arcs_meet(fps):
+    t, g, e = np.arange(0, 2.3, 1 / fps), 200.0, 0.8
+    hits = np.sqrt(2 * 90 / g)
+    y = np.where(t <= hits, 10 + g * t**2 / 2, 100 - e * g * hits * (t - hits) + g * (t - hits) ** 2 / 2)
+    assert laws.bounces(y, t).restitution == pytest.approx((e,), abs=1e-6)
+
+
 def test_a_ball_that_jumps_higher_each_time_gains_energy():
     ball = bouncing(0.7)
     found = laws.bounces(ball.position[::-1, 0, 0], ball.times_s)
