@@ -116,3 +116,15 @@ def test_a_share_has_a_width_at_its_ends_and_few_clips_have_no_interval():
     assert compare.figure("score", [np.full((1, 16), 0.5)]).low == pytest.approx(0.5)
     assert compare.figure("score", [np.zeros((1, 7))]).low is None
     assert Item(id="x").values == {}
+
+
+def test_groups_are_corrected_for_all_groups_and_the_whole_for_all_pairs_alone(eight):
+    compared = eight().comparisons
+    assert {c.family for c in compared if c.group} == {2}  # one pair, two groups
+    assert {c.family for c in compared if not c.group} == {1}
+    assert all(c.p_corrected == c.p for c in compared if not c.group)
+    least = min(c.p for c in compared if c.group)
+    assert least > 0
+    assert min(c.p_corrected for c in compared if c.group) == pytest.approx(
+        2 * least
+    )  # Holm: the smallest counts twice
