@@ -441,6 +441,10 @@ def test_the_first_views_can_be_looked_at_beside_both_takes_and_what_moves(real,
     page = report.render([tmp_path / "a.json"])
     assert page.count('class="panel"') == 4
     assert 'aria-label="what moves: 0001_perspective-left_rigid-body"' in page
+    both = results.read(tmp_path / "a.json")
+    twin = both.systems[0].model_copy(update={"name": "twin"})
+    results.write(both.model_copy(update={"systems": (twin, *both.systems)}), tmp_path / "twin.json")
+    assert report.render([tmp_path / "twin.json"]).count('class="panel"') == 5  # what both share is shown once
     before = snapshot(tmp_path)
     assert CliRunner().invoke(app, [*given, "--out", str(tmp_path / "a.json")]).exit_code == 0
     assert snapshot(tmp_path) == before
