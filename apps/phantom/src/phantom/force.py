@@ -148,7 +148,7 @@ class Injector(nn.Module):
     (the spot's centre, early and late), while a token sees the spot only while it passes by.
 
     The first layers begin so that a spot, which fills few cells (z has `rows` of them over the height), still moves a
-    unit by about 1: with a layer's usual start it moves it by a tenth, and the push is hardly heard. Our choice.
+    unit by about 1: with a layer's usual start it moves it by a sixth, and the push is hardly heard. Our choice.
     """
 
     def __init__(self, width: int, fine: int = 8, whole: int = 8, *, rows: int = 4) -> None:
