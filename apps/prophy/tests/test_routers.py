@@ -7,12 +7,14 @@ from importlib.resources import files
 import pytest
 import torch
 
+import backbones
 import physworld
 from backbones import Text
 from physworld.captions import VOCABULARY, words
+from prophy.generate import load_adapter
 from prophy.places import look
 from prophy.rewordings import reworded, sentences
-from prophy.routers import paraphrases, refinement_report
+from prophy.routers import paraphrases, refinement_report, semantic_report
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +92,24 @@ def test_sentences_carry_the_labels_of_their_caption_and_are_embedded_once():
     assert len(sentences(captions, torch.eye(3), embed, other_words=False)) == 3
 
 
-def test_the_shipped_refinement_router_finds_the_phenomena():
-    import backbones
-    from prophy.generate import load_adapter
-
+@pytest.fixture(scope="module")
+def shipped():
+    """The backbone and the bundle that ships."""
     torch.manual_seed(0)
     backbone = backbones.load("world")
-    adapter = load_adapter(None, backbone)
+    return backbone, load_adapter(None, backbone)
+
+
+def test_the_shipped_semantic_router_names_what_free_sentences_are_about(shipped):
+    backbone, adapter = shipped
+    report = semantic_report(adapter, backbone)
+    assert report.passes
+    assert report.accuracy > 0.9
+    assert min(report.by_mechanism.values()) > 0.7
+
+
+def test_the_shipped_refinement_router_finds_the_phenomena(shipped):
+    backbone, adapter = shipped
     report = refinement_report(adapter, look(adapter, backbone, clips=3))
     assert report.passes
     assert report.score > 2 * report.random_quantile
