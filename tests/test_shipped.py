@@ -62,7 +62,10 @@ def test_it_draws_the_colour_that_the_caption_asks_for(world):
     assert red > blue + 0.3
 
 
-@pytest.mark.parametrize("name", ["pila", "plain", "prophy", "prophy-plain", "phantom", "mmphysvideo", "mmphysvideo-control"])
+SHIPPED = ["pila", "plain", "prophy", "prophy-plain", "phantom", "mmphysvideo", "mmphysvideo-control"]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_bundle_fits_moves_the_clip_and_leaves_no_trace(world, bare, name):
     folder = bundle.shipped(name)
     assert weigh(folder) <= 3
