@@ -119,16 +119,31 @@ def test_a_command_that_outlived_its_bench_is_waited_for(toy, tmp_path, monkeypa
     out = tmp_path / "out"
     waits = threading.Event()
     monkeypatch.setattr(ablate.errors, "print", lambda *_, **__: waits.set())
-    with ablate._alone(out / "runs" / "whole-method-seed0") as held:
+    with ablate._alone(out / "runs" / "whole-method-seed0", threading.Event()) as held:
         left = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=(held,))  # as `train` is when bench is killed
     table = ablate.read("toyapp")
-    again = threading.Thread(target=ablate.run, args=(table, out), kwargs={"clips": 1, "rows": ["one expert"]})
+    given = {"clips": 1, "rows": ["one expert"]}
+    again = threading.Thread(target=ablate.run, args=(table, out), kwargs=given, daemon=True)
     again.start()
-    assert waits.wait(60)
-    assert not (out / "started.txt").exists()
-    left.communicate()
-    again.join()
+    try:
+        assert waits.wait(60)
+        assert not (out / "started.txt").exists()
+    finally:
+        left.communicate()
+    again.join(60)
+    assert not again.is_alive()
     assert len(started(out)) == 3
+
+
+def test_who_leaves_while_another_command_works_starts_nothing(tmp_path):
+    leaving = threading.Event()
+    with ablate._alone(tmp_path / "run", threading.Event()):
+        leaving.set()
+        with (
+            pytest.raises(InterruptedError, match="left while another command works"),
+            ablate._alone(tmp_path / "run", leaving),
+        ):
+            pass
 
 
 @pytest.mark.parametrize("workers", [1, 2])

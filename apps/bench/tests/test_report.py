@@ -160,6 +160,19 @@ def test_a_video_that_no_browser_plays_is_encoded_once_more(tmp_path):
     assert video.read(tmp_path / "again.mp4").frames.shape == (3, 192, 192, 3)
 
 
+def test_pairs_without_an_interval_are_counted_apart_and_corrections_hold_on_short_pages_too(eight, tmp_path):
+    one = next(c for c in eight().comparisons if not c.group)
+    few = one.model_copy(update={"low": None, "high": None, "p": None, "p_corrected": None})
+    chance = one.model_copy(update={"mean": 0.2, "low": 0.1, "high": 0.3, "p": 0.04, "p_corrected": 0.4})
+    told = report._headlines([few, few, chance, *[chance] * 5])
+    assert told == [
+        "6 of 8 pairs: no difference that stands after the correction for comparisons.",
+        "2 of 8 pairs: too few paired clips for an interval.",
+    ]
+    assert "that stands after the correction for comparisons (+0.200," in report.headline(chance)
+    assert "too few for an interval" in report.headline(few)
+
+
 def test_many_pairs_and_notes_do_not_bury_what_a_page_says(eight, tmp_path):
     result = eight()
     one = next(c for c in result.comparisons if not c.group)
@@ -169,7 +182,7 @@ def test_many_pairs_and_notes_do_not_bury_what_a_page_says(eight, tmp_path):
     results.write(result.model_copy(update={"comparisons": pairs, "notes": notes}), tmp_path)
     text = report.render([tmp_path])
     assert report.headline(one) in text
-    assert "8 of 9 pairs: no difference that these clips resolve." in text
+    assert "8 of 9 pairs: no difference that stands after the correction for comparisons." in text
     assert "row 3 against" not in text
     assert "5 more notes" in text
     assert all(note in text for note in notes)

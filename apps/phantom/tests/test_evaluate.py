@@ -127,6 +127,14 @@ def test_differences_are_paired_over_the_balls_that_are_whole_on_both_sides():
     assert few.speed("a", "b") is None
 
 
+def test_too_few_balls_for_an_interval_are_no_verdict():
+    rows = {name: row([30.0] * 7, n=7) for name in ("base", "a, others' pushes")} | {"a": row([1.0] * 7, range(7), 7)}
+    rows = {
+        name: Followed(7, 7, 0.9, 1.0 if name == "a" else 30.0, float(name == "a"), f.balls) for name, f in rows.items()
+    }
+    assert Pushes(7, "test", 0, rows).passes("a") is None
+
+
 def test_a_direction_that_is_nearer_by_less_than_its_interval_is_no_following():
     noise = [(-1.0) ** i * 20 for i in range(16)]
     rows = {"base": row([30 + x for x in noise]), "a, others' pushes": row([30 + x for x in noise])}

@@ -139,6 +139,17 @@ def test_a_table_of_rows_has_the_first_as_its_header_and_takes_text_as_it_is():
     assert [word in told for word in ("two", "name", "+0.1 [-0.2, +0.4]", "x [b]: a number")] == [True] * 4
 
 
+def test_a_wide_table_is_not_cut_where_there_is_no_terminal():
+    cells = [f"+0.00{i} [-0.0{i}1, +0.0{i}2]" for i in range(9)]
+
+    def body() -> None:
+        commands.show_table([[f"column {i}" for i in range(9)], cells])
+
+    told = run(body).stdout
+    assert all(cell in told for cell in cells)
+    assert max(map(len, told.splitlines())) < 300
+
+
 def test_the_recipe_of_a_run_lies_in_its_folder(tmp_path):
     with pytest.raises(ValueError, match=r"expected the folder of a run with a recipe\.yaml"):
         commands.recipe_in(tmp_path)

@@ -27,10 +27,12 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -208,13 +210,16 @@ def run(
     first, later = [j for j in jobs if j.row == table.whole], [j for j in jobs if j.row != table.whole]
     failed: dict[str, str] = {}
     with show.bar(f"ablations of {table.app} (runs)", len(jobs)) as bar, ThreadPoolExecutor(workers) as pool:
-        done = 0
-        for group in (first, later):
-            for job, error in zip(group, pool.map(_carry_out, group), strict=True):
-                done += 1
-                bar.update(done, job.row.name)
-                if error:
-                    failed[f"{job.row.name} (seed {job.seed})"] = error
+        done, leaving = 0, threading.Event()
+        try:
+            for group in (first, later):
+                for job, error in zip(group, pool.map(partial(_carry_out, leaving=leaving), group), strict=True):
+                    done += 1
+                    bar.update(done, job.row.name)
+                    if error:
+                        failed[f"{job.row.name} (seed {job.seed})"] = error
+        finally:
+            leaving.set()  # the pool waits for its threads: none shall wait for a lock and then train
     complete = [row for row in chosen if all(j.evaluation.is_file() for j in jobs if j.row == row)]
     if not complete:
         raise ValueError("no row was measured; " + "; ".join(f"{name}: {why}" for name, why in failed.items()))
@@ -312,11 +317,11 @@ def _signed(value: float) -> str:
     return f"{round(value, 3) + 0.0:+.3f}"  # no -0.000
 
 
-def _carry_out(job: Job) -> str:
+def _carry_out(job: Job, *, leaving: threading.Event) -> str:
     """Train and evaluate a row unless that is done; give what went wrong, or nothing."""
     trainings = job.trainings
     for one in trainings:
-        with _alone(one.folder) as held:
+        with _alone(one.folder, leaving) as held:
             if (one.folder / "bundle" / "bundle.json").is_file():
                 continue
             given = ["--config", job.config] if job.config is not None else []
@@ -326,7 +331,7 @@ def _carry_out(job: Job) -> str:
             given += ["--resume"] if (one.folder / "checkpoints").is_dir() else []
             if error := _start(job.table.app, "train", given, (*job.sets, f"seed={job.seed}", *one.sets), held):
                 return error
-    with _alone(job.evaluation) as held:
+    with _alone(job.evaluation, leaving) as held:
         if job.evaluation.is_file():
             return ""
         given = ["--bundle", str(trainings[-1].folder / "bundle"), "--clips", str(job.clips), "--split", job.split]
@@ -335,19 +340,29 @@ def _carry_out(job: Job) -> str:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[int]:
-    """Hold the lock of a folder or file, once nobody else does; a command that inherits it holds it on."""
+def _alone(path: Path, leaving: threading.Event) -> Iterator[int]:
+    """Hold the lock of a folder or file, once nobody else does; a command that inherits it holds it on.
+    InterruptedError where the run ends first.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(lock):
             errors.print(f"another command still works on {path}: waiting for its end", style="dim", markup=False)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            while not _locked(lock):
+                if leaving.wait(1):
+                    raise InterruptedError(f"left while another command works on {path}")
         yield lock
     finally:
         os.close(lock)
+
+
+def _locked(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _start(app: str, verb: str, given: Sequence[str], sets: Sequence[str], held: int) -> str:

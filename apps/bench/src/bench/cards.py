@@ -208,22 +208,24 @@ def _figures(items: Sequence[Item]) -> list[tuple[str, list[str]]]:
 
 def _beside(folder: Path, shown: Sequence[tuple[str, Item]], key: str, videos: dict[str, Any]) -> list[Panel]:
     """Give panels of the videos beside those of systems; the same one of several systems (a real clip) once."""
-    panels, known = [], dict[str, bytes]()
-    for system, item in shown:
-        for name, place in item.pictures.items():
-            path = video_path(folder, item.model_copy(update={"video": place}))
-            if path is None or path.suffix.lower() not in FILM_TYPES:
-                continue
-            content = path.read_bytes()
-            if known.setdefault(name, content) == content and any(p.name == name for p in panels):
-                continue
-            called = name if known[name] == content else f"{name}: {system}"
-            film = f"{key}-{len(videos)}"
-            videos[film] = playable(path, flow=False)
-            side = max(videos[film]["width"], videos[film]["height"])
-            panels.append(
-                Panel(film, called, None, videos[film]["width"], videos[film]["height"], side <= TINY, "", None)
-            )
+    panels, known = [], dict[str, list[bytes]]()
+    films = [
+        (system, name, path)
+        for system, item in shown
+        for name, place in item.pictures.items()
+        if (path := video_path(folder, item.model_copy(update={"video": place}))) is not None
+        and path.suffix.lower() in FILM_TYPES
+    ]
+    for (system, name, path), content in zip(films, contents := [p.read_bytes() for *_, p in films], strict=True):
+        if content in known.setdefault(name, []):
+            continue
+        known[name].append(content)
+        several = len({c for (_, n, _), c in zip(films, contents, strict=True) if n == name}) > 1
+        film = f"{key}-{len(videos)}"
+        videos[film] = playable(path, flow=False)
+        width, height = videos[film]["width"], videos[film]["height"]
+        called = f"{name}: {system}" if several else name
+        panels.append(Panel(film, called, None, width, height, max(width, height) <= TINY, "", None))
     return panels
 
 

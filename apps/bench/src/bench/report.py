@@ -186,8 +186,11 @@ def _headlines(overall: Sequence[Comparison]) -> list[str]:
     if len(overall) <= MOST_PANELS:
         return [headline(one) for one in overall]
     told = [headline(one) for one in overall if plots.holds(one)]
-    rest = len(overall) - len(told)
-    return told + [f"{rest} of {len(overall)} pairs: no difference that these clips resolve."] * bool(rest)
+    few = sum(one.low is None for one in overall if not plots.holds(one))
+    rest = len(overall) - len(told) - few
+    if rest:
+        told.append(f"{rest} of {len(overall)} pairs: no difference that stands after the correction for comparisons.")
+    return told + [f"{few} of {len(overall)} pairs: too few paired clips for an interval."] * bool(few)
 
 
 def headline(one: Comparison) -> str:
@@ -200,9 +203,13 @@ def headline(one: Comparison) -> str:
         few = f"{one.n} paired clip{'s are' if one.n != 1 else ' is'} too few for an interval"
         return f"{one.a} against {one.b}: {signed(one.mean)} in {plots.label(one.metric)}, and {few}."
     interval = f"{signed(one.mean)}, {100 * one.level:.0f} % interval {signed(one.low)} to {signed(one.high)}"
-    if not one.clear:
-        unresolved = f"no difference in {plots.label(one.metric)} that {one.n} paired clips resolve"
-        return f"{one.a} against {one.b}: {unresolved} ({interval})."
+    if not one.clear or not plots.holds(one):
+        what = (
+            f"that {one.n} paired clips resolve"
+            if not one.clear
+            else "that stands after the correction for comparisons"
+        )
+        return f"{one.a} against {one.b}: no difference in {plots.label(one.metric)} {what} ({interval})."
     word = "higher" if one.mean > 0 else "lower"
     return f"{one.a} is {word} in {plots.label(one.metric)} than {one.b} on these {one.n} paired clips ({interval})."
 

@@ -77,10 +77,8 @@ class PhantomAdapter(nn.Module):
         )
         self.injector = None
         if recipe.force.kind != "none":
-            rows, _ = cells_of(recipe.physics)
-            self.injector = Injector(
-                recipe.branch.heads * recipe.branch.head_dim, recipe.force.fine, recipe.force.whole, rows=rows
-            )
+            width, (rows, _) = recipe.branch.heads * recipe.branch.head_dim, self.cells
+            self.injector = Injector(width, recipe.force.fine, recipe.force.whole, rows=rows)
         self.origin: dict[str, Any] = {}  # of a loaded bundle
         self._walk: Walk | None = None
         self._joint: tuple[str, Joint] | None = None

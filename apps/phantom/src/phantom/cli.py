@@ -356,12 +356,14 @@ def _show_pushes(pushes: "Pushes", names: list[str]) -> None:
         for row in pushes.against(name):
             direction, speed = pushes.direction(name, row), pushes.speed(name, row)
             if direction is not None:
-                shown.print(f"{name} - {row}: direction error {direction} deg over {direction.n} clips, rank {speed}")
+                rank = "" if speed is None else f", rank {speed}"
+                shown.print(f"{name} - {row}: direction error {direction} deg over {direction.n} clips{rank}")
         verdict = {True: "follows", False: "does not follow", None: "is not judged on"}[pushes.passes(name)]
         shown.print(f"{name} {verdict} its pushes")
     shown.print(
-        "follows: nearer in direction and in rank of speed than the base, which is told no push, and than under the"
-        " pushes of other clips; judged where the base keeps its ball (permanence >= .80)"
+        "follows: nearer in direction, by more than the interval, and in rank of speed than the base, which is told no"
+        " push, and than under the pushes of other clips; judged where the base keeps its ball (permanence >= .80) and"
+        " eight balls or more are whole in both"
     )
 
 

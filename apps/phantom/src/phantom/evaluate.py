@@ -55,16 +55,17 @@ class Pushes:
 
     def passes(self, name: str) -> bool | None:
         """Whether a bundle's direction and speed are nearer to the push than the base's and than under others' pushes,
-        and the direction by more than the interval; None where that is not judged.
+        and the direction by more than the interval; None where that is not judged, as with too few balls for one.
         """
-        if not self.judged:
-            return None
         own, rest = self.followed[name], ("base", others(name))
-        nearer = [self.direction(name, row) for row in rest]
-        if any(d is not None and d.high is not None and d.high >= 0 for d in nearer):
+        nearer = [d for row in rest if (d := self.direction(name, row)) is not None]
+        if not self.judged or any(d.high is None for d in nearer):
+            return None
+        if any(d.high is not None and d.high >= 0 for d in nearer):
             return False
         return all(
-            own.angle_error < r.angle_error and own.speed_rank > r.speed_rank for r in map(self.followed.get, rest) if r
+            own.angle_error < self.followed[r].angle_error and own.speed_rank > self.followed[r].speed_rank
+            for r in rest
         )
 
     def direction(self, a: str, b: str) -> Difference | None:

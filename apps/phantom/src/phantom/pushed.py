@@ -41,14 +41,16 @@ def force_of(seed: int, *, split: str = "train") -> Point:
 
 def caption_of(seed: int, *, split: str = "train") -> str:
     """The caption of a thrown ball without its direction, which is for the push to say, and with its gravity, which is
-    not.
+    not; a gravity out of distribution has no name.
 
     >>> caption_of(0)
     'a large purple ball is thrown under weak gravity'
+    >>> caption_of(0, split="ood").endswith("ball is thrown")
+    True
     """
     p = physworld.parameters(MECHANISM, seed, split=split)
-    level = min(GRAVITY, key=lambda name: abs(p["g"] - sum(GRAVITY[name]) / 2))
-    return f"a {p['size']} {p['colour']} ball is thrown under {level} gravity"
+    levels = [f" under {name} gravity" for name, (low, high) in GRAVITY.items() if low <= p["g"] <= high]
+    return f"a {p['size']} {p['colour']} ball is thrown" + "".join(levels)
 
 
 def pushed_items(recipe: Recipe, skipped: list[Skipped]) -> Iterator[tuple[cache_job.Item, Point | Wind]]:

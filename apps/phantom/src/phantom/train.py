@@ -210,11 +210,19 @@ def fresh(recipe: Recipe, backbone: WanBackbone, basis: Basis, encoder: Any) -> 
 
 
 def begin_from(bundle: Bundle, backbone: WanBackbone, *, recipe: Recipe, basis: Basis, encoder: Any) -> PhantomAdapter:
-    """An adapter with a bundle's weights to train on; its injector is new where the bundle has none."""
+    """An adapter with a bundle's weights to train on; its injector is new where the bundle has none. ValueError where
+    the recipe makes another network of them than the bundle's own.
+    """
     adapter = fresh(recipe, backbone, basis, encoder)
     adapter.branch.load_state_dict(bundle.tensors["branch"])
     if adapter.injector is not None and "injector" in bundle.tensors:
         adapter.injector.load_state_dict(bundle.tensors["injector"])
+    theirs = Recipe.model_validate(bundle.meta["config"])
+    for part in ("branch", "couple", "physics"):  # what shapes of weights do not tell apart
+        own, other = (getattr(r, part).model_dump(exclude={"encoder"}) for r in (recipe, theirs))
+        if own != other:
+            named = ", ".join(f"{part}.{key}={other[key]}" for key in own if own[key] != other.get(key))
+            raise ValueError(f"the bundle was trained with {named}; go on with the same: --set {named}")
     return adapter
 
 

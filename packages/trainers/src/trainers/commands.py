@@ -135,11 +135,11 @@ def left_out(skipped: Iterable[Skipped], notes: Iterable[Skipped] = ()) -> None:
 
 
 def show_table(rows: Sequence[Sequence[str]], title: str = "", legend: str = "") -> None:
-    """Print rows as a table, the first one as its header."""
+    """Print rows as a table, the first one as its header; into a pipe or a file as wide as it is, nothing cut."""
     table = Table(*rows[0], title=title)
     for row in rows[1:]:
         table.add_row(*row)
-    shown.print(table)
+    (shown if shown.is_terminal else Console(width=1000)).print(table)
     if legend:
         shown.print(legend, markup=False)
 

@@ -82,8 +82,8 @@ def fit(
     "tensorboard", "trackio", "wandb". `held_out` and `sampling` look at the model and do not touch the run.
 
     `engine` takes the steps; without one, whatever `torchrun` or `accelerate launch` asked for (`engine.launched`). On
-    SIGUSR1 a checkpoint is written after the step under way; on SIGTERM, too, and then `Stopped` ends the run, which
-    `resume` continues.
+    SIGUSR1 a checkpoint is written after the step under way (or the next one, where it comes between two steps); on
+    SIGTERM, too, and then `Stopped` ends the run, which `resume` continues.
 
     Raises:
         ValueError: for stages, groups or a folder that do not fit together.

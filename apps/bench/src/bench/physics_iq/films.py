@@ -16,7 +16,7 @@ from jaxtyping import Bool, UInt8
 
 from bench import results
 from bench.physics_iq.layout import View
-from bench.physics_iq.measure import Measured, Setting, clip, size_of
+from bench.physics_iq.measure import DEFINITION, Measured, Setting, clip, size_of
 from trainers import show, video
 
 __all__ = ["GENERATED", "LEGEND", "films"]
@@ -48,7 +48,7 @@ def films(
             chosen.append(view)
     made = {}
     for view in show.track(chosen, "films for the report", quiet=quiet):
-        key = results.digest([LARGEST, asdict(setting), measured[view].hashes])
+        key = results.digest([LARGEST, DEFINITION, cv2.__version__, asdict(setting), measured[view].hashes])
         folder = beside.with_name(FOLDER) / f"{view.number}-{key}"
         if not folder.is_dir():
             _write(view, setting, folder)
