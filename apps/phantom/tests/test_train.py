@@ -281,6 +281,9 @@ def test_a_bundle_is_taught_forces_from_its_own_weights_and_says_both_stages(
     wider = load_recipe(None, [*PUSHED, "steps=0", "branch.ffn_dim=64"])
     with pytest.raises(ValueError, match="the weights of the bundle do not fit this recipe"):
         train(wider, backbone, encoder, balls, **data | {"out": tmp_path / "c"})
+    one_way = load_recipe(None, [*PUSHED, "steps=0", "couple.way=to_physics"])  # the same shapes
+    with pytest.raises(ValueError, match=r"trained with couple\.way=both; go on with the same: --set couple\.way=both"):
+        train(one_way, backbone, encoder, balls, **data | {"out": tmp_path / "c"})
     noise = load_recipe(None, [*PUSHED, "physics.kind=noise"])
     with pytest.raises(ValueError, match=r"expected the physics latent of the bundle .* got noise with 8"):
         basis_of(begun, noise, None)

@@ -221,8 +221,9 @@ def begin_from(bundle: Bundle, backbone: WanBackbone, *, recipe: Recipe, basis: 
     for part in ("branch", "couple", "physics"):  # what shapes of weights do not tell apart
         own, other = (getattr(r, part).model_dump(exclude={"encoder"}) for r in (recipe, theirs))
         if own != other:
-            named = ", ".join(f"{part}.{key}={other[key]}" for key in own if own[key] != other.get(key))
-            raise ValueError(f"the bundle was trained with {named}; go on with the same: --set {named}")
+            named = [f"{part}.{key}={other[key]}" for key in own if own[key] != other[key]]
+            again = " ".join(f"--set {each}" for each in named)
+            raise ValueError(f"the bundle was trained with {', '.join(named)}; go on with the same: {again}")
     return adapter
 
 
