@@ -1,6 +1,7 @@
 """Clips from files: what an item is, when it is cut, what stands in for a broken one; none of it by chance or by
 thread."""
 
+import gc
 import json
 import shutil
 import threading
@@ -218,6 +219,14 @@ def test_no_more_is_made_ahead_than_asked_for():
         assert len(data.made) == 2 * (n + 3)  # the batch at hand and three more
     feed.close()
     assert all(name.startswith("trainers-feed") for name in Feed(data, batch_size=4, seed=0).next().get(CPU)["thread"])
+
+
+def test_a_batch_at_hand_is_made_though_its_feed_is_dropped():
+    data = Slow()
+    data.threads = 1
+    batch = Feed(data, batch_size=8, seed=0).next()
+    gc.collect()
+    assert len(batch.get(CPU)["id"]) == 8
 
 
 def test_data_that_does_not_ask_is_loaded_by_the_thread_that_trains():

@@ -18,7 +18,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -34,10 +34,14 @@ __all__ = ["Batch", "Feed"]
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch that was dealt: which samples, and (when asked) what they hold."""
+    """A batch that was dealt: which samples, and (when asked) what they hold.
+
+    It holds its feed, whose threads end with it and would leave what is not made yet.
+    """
 
     indices: Int64[Tensor, " n"]
     make: Callable[[], dict[str, Any]]
+    feed: Any = field(default=None, compare=False, repr=False)
 
     def get(self, device: torch.device) -> dict[str, Any]:
         """Return the batch, tensors on `device`; waits for the threads that make it."""
@@ -76,7 +80,7 @@ class Feed:
             batch = self._begin(self.order.deal(self.batch_size))
             self._waiting.append((batch, self.order.state()))
         batch, self._state = self._waiting.popleft()
-        return batch
+        return replace(batch, feed=self)
 
     def state(self) -> dict[str, int]:
         """Return the integers that the batch after the last one handed out is reached with."""
