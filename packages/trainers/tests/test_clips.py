@@ -226,7 +226,7 @@ def test_a_batch_at_hand_is_made_though_its_feed_is_dropped():
     data.threads = 1
     batch = Feed(data, batch_size=8, seed=0).next()
     gc.collect()
-    assert len(batch.get(CPU)["id"]) == 8
+    assert len(batch.get(CPU)["thread"]) == 8
 
 
 def test_data_that_does_not_ask_is_loaded_by_the_thread_that_trains():
