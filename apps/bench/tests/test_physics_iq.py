@@ -473,3 +473,23 @@ def test_the_official_description_of_a_video_gives_its_name():
         first = next(csv.DictReader(file))["scenario"]
     view = View("0003", first, SIDES[2], "Solid Mechanics", Path("a"), Path("b"), Path("c"))
     assert layout.official_name(view) == "0003_perspective-right_trimmed-ball-and-block-fall.mp4"
+
+
+def test_films_are_drawn_again_when_a_mask_comes_to_mean_something_else(real, delayed, tmp_path, kept, monkeypatch):
+    where = ["physics-iq", "--real", str(real), "--generated", str(delayed), "--seconds", "1", "--workers", "1"]
+    given = [
+        *where,
+        "--masks",
+        "exact",
+        "--cache",
+        str(kept),
+        "--show",
+        "1",
+        "--quiet",
+        "--out",
+        str(tmp_path / "a.json"),
+    ]
+    for definition in (1, 2, 2):
+        monkeypatch.setattr("bench.physics_iq.films.DEFINITION", definition)
+        assert CliRunner().invoke(app, given).exit_code == 0
+    assert len(list((tmp_path / "physics-iq-films").iterdir())) == 2
