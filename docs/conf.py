@@ -32,7 +32,7 @@ html_show_copyright = False
 linkcheck_timeout = 30
 linkcheck_retries = 2
 
-# Pages below a page in the sidebar, apart from those that docs/index.md lists: Markdown on a code host stays free of it.
+# Pages below a page in the sidebar (docs/index.md lists the others): on a code host Markdown stays free of it.
 BELOW = {
     "docs/physfields": [
         "packages/physfields/README",
