@@ -6,7 +6,7 @@ import torch
 from backbones import WanBackbone, tiny, tiny_families, wrap
 from physworld.captions import VOCABULARY
 from prophy.config import Recipe, load_recipe
-from prophy.timing import random_data
+from prophy.timing import random_batch
 from trainers import Progress
 
 SMALL = (
@@ -58,7 +58,7 @@ def families(backbone):
 @pytest.fixture
 def batch_of():
     def make(recipe, backbone):
-        return random_data(recipe, backbone).get_batch(torch.arange(recipe.batch))
+        return random_batch(recipe, backbone, recipe.batch)
 
     return make
 

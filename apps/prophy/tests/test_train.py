@@ -11,14 +11,15 @@ from backbones import attach, bundle, sample
 from prophy.adapter import ProphyAdapter
 from prophy.config import RECIPES, load_recipe
 from prophy.generate import load_adapter
-from prophy.timing import random_data
+from prophy.timing import random_batch
 from prophy.train import Trainer, fresh, kind_of, levels, stages, train
+from trainers import InMemory
 
 ROWS = yaml.safe_load((RECIPES / "ablations.yaml").read_text())["rows"]
 
 
 def repeated(recipe, backbone):
-    return random_data(recipe.model_copy(update={"batch": 8}), backbone)
+    return InMemory(random_batch(recipe, backbone, 8))
 
 
 @pytest.mark.parametrize("row", [r for r in ROWS if "when" not in r], ids=lambda r: r["name"])

@@ -13,12 +13,12 @@ order of components is ours.
 from collections.abc import Iterable, Mapping
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from physfields.residuals import COMPONENTS
 
-__all__ = ["CHANNELS", "COMPONENTS", "PHASES", "SLOTS", "active_channels", "channels_of", "pack", "read", "write"]
+__all__ = ["CHANNELS", "COMPONENTS", "PHASES", "SLOTS", "channels_of", "pack", "read", "write"]
 
 CHANNELS = 32
 
@@ -106,8 +106,3 @@ def channels_of(slots: Iterable[str]) -> list[bool]:
         place = SLOTS[slot]
         flags[place] = [True] * (place.stop - place.start)
     return flags
-
-
-def active_channels(phase: str) -> Bool[Tensor, "32"]:
-    """Flag the channels that a phase of recovery has reached."""
-    return torch.tensor(channels_of(PHASES[phase]))

@@ -18,9 +18,9 @@ from prophy.labels import names
 from prophy.plan import described, work_of
 from prophy.quantities import COUNT
 from prophy.train import Trainer, fresh, kind_of
-from trainers import InMemory, Progress, timing
+from trainers import Progress, timing
 
-__all__ = ["kinds", "measure", "random_batch", "random_data"]
+__all__ = ["kinds", "measure", "random_batch"]
 
 Step = Callable[[Progress], Mapping[str, Tensor]]
 
@@ -65,11 +65,6 @@ def kinds(trainer: Trainer, batch: dict[str, Tensor]) -> dict[str, Step]:
         k: v.to(recipe.device) for k, v in random_text(recipe, trainer.backbone, recipe.semantic.first_batch).items()
     }
     return {"semantic": lambda _: adapter.first(said)} | found
-
-
-def random_data(recipe: Recipe, backbone: Any) -> InMemory:
-    """One batch of noise in the shape of a cache."""
-    return InMemory(random_batch(recipe, backbone, recipe.batch))
 
 
 def random_batch(recipe: Recipe, backbone: Any, batch: int) -> dict[str, Tensor]:

@@ -1,7 +1,6 @@
 """Every number of the tiny backbone's training, in one place (`recipes/world.yaml` holds the shipped values)."""
 
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -71,9 +70,6 @@ class VAERecipe(Config):
     clip: PositiveFloat = 1.0
     device: str = "cpu"
     autocast: Autocast = "none"
-
-
-VAEKind = Literal["pca", "wan"]
 
 
 SHIPPED = Path(__file__).parent / "recipes" / "world.yaml"
