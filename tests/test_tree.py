@@ -89,13 +89,7 @@ def imported(path, name):
 def test_every_module_is_reached_by_another_a_command_a_page_or_a_test():
     known = modules()
     reached = {target for name, path in known.items() for target in imported(path, name) if target != name}
-    reached |= {
-        target
-        for path in tracked()
-        if path.suffix == ".py" and path not in known.values()
-        for target in imported(path, "")
-    }
-    # a module that is started by its name (an entry point, python -m) or imported by it, or that a page presents
+    # started by its name (an entry point, python -m), imported by it or by a test, or presented by a page
     named = "".join(text(path) for path in tracked() if path.suffix in WORDS_OF)
     lost = []
     for name, path in known.items():
