@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from bench import ablate, results
+from bench import ablate, ablation_table, results
 from bench.cli import app
 
 TOY = '''
@@ -73,21 +73,21 @@ def started(out) -> list[str]:
 
 def test_a_table_is_trained_evaluated_and_paired_by_clip(toy, tmp_path):
     out = tmp_path / "out"
-    result = ablate.run(ablate.read("toyapp"), out, clips=8, seeds=2)
-    assert [s.name for s in result.systems] == ["base", ablate.WHOLE, "without the part", "one expert"]
+    result = ablate.run(ablation_table.read("toyapp"), out, clips=8, seeds=2)
+    assert [s.name for s in result.systems] == ["base", ablation_table.WHOLE, "without the part", "one expert"]
     gains = {(c.a, c.b): c for c in result.comparisons if c.metric == "score" and not c.group}
-    assert gains[ablate.WHOLE, "base"].mean == pytest.approx(0.305)
-    assert gains["without the part", ablate.WHOLE].mean == pytest.approx(-0.1)
-    assert gains["one expert", ablate.WHOLE].mean == pytest.approx(-0.05)
+    assert gains[ablation_table.WHOLE, "base"].mean == pytest.approx(0.305)
+    assert gains["without the part", ablation_table.WHOLE].mean == pytest.approx(-0.1)
+    assert gains["one expert", ablation_table.WHOLE].mean == pytest.approx(-0.05)
     assert result.system("one expert").details == {"what": "One expert answers.", "set": ["k=1"]}
-    assert result.system(ablate.WHOLE).training_seeds == (0, 1)
+    assert result.system(ablation_table.WHOLE).training_seeds == (0, 1)
     trained = [line for line in started(out) if line.startswith("train")]
     assert trained == ["train seed=0", "train seed=1", "train part=off seed=0", "train part=off seed=1"]
 
 
 def test_what_stands_is_not_done_again_and_more_rows_are_added(toy, tmp_path):
     out = tmp_path / "out"
-    table = ablate.read("toyapp")
+    table = ablation_table.read("toyapp")
     ablate.run(table, out, clips=8, rows=["one expert"])
     before = started(out)
     ablate.run(table, out, clips=8, rows=["one expert"])
@@ -103,12 +103,12 @@ def test_a_killed_training_goes_on_and_a_failed_row_is_named(toy, tmp_path):
         {"name": "broken", "set": ["broken=true"], "what": "Fails."},
     ]
     (tmp_path / "mine.yaml").write_text(json.dumps({"app": "toyapp", "rows": rows}))
-    table = ablate.read(str(tmp_path / "mine.yaml"))
+    table = ablation_table.read(str(tmp_path / "mine.yaml"))
     with pytest.raises(
         ValueError, match=r"slow \(seed 0\) failed.*killed; broken \(seed 0\) failed.*cannot be trained"
     ):
         ablate.run(table, out, clips=8)
-    assert [s.name for s in results.read(out).systems] == ["base", ablate.WHOLE]
+    assert [s.name for s in results.read(out).systems] == ["base", ablation_table.WHOLE]
     with pytest.raises(ValueError, match=r"^broken"):
         ablate.run(table, out, clips=8)
     assert "train seed=0 stop=true --resume" in started(out)
@@ -121,7 +121,7 @@ def test_a_command_that_outlived_its_bench_is_waited_for(toy, tmp_path, monkeypa
     monkeypatch.setattr(ablate.errors, "print", lambda *_, **__: waits.set())
     with ablate._alone(out / "runs" / "whole-method-seed0", threading.Event()) as held:
         left = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=(held,))  # as `train` is when bench is killed
-    table = ablate.read("toyapp")
+    table = ablation_table.read("toyapp")
     given = {"clips": 1, "rows": ["one expert"]}
     again = threading.Thread(target=ablate.run, args=(table, out), kwargs=given, daemon=True)
     again.start()
@@ -156,7 +156,7 @@ def test_a_student_learns_from_the_teacher_that_its_row_names(toy, tmp_path, wor
     ]
     (tmp_path / "mine.yaml").write_text(json.dumps({"app": "toyapp", "rows": rows}))
     out = tmp_path / "out"
-    result = ablate.run(ablate.read(str(tmp_path / "mine.yaml")), out, clips=1, workers=workers)
+    result = ablate.run(ablation_table.read(str(tmp_path / "mine.yaml")), out, clips=1, workers=workers)
     assert [s.name for s in result.systems] == ["base", "student", "half a teacher", "its student"]
     runs = {p.parent.parent.name: json.loads(p.read_text()) for p in out.glob("runs/*/bundle/bundle.json")}
     assert set(runs) == {f"{n}-seed0" for n in ("teacher", "student", "half-a-teacher", "half-a-teacher-student")} | {
@@ -169,7 +169,7 @@ def test_a_student_learns_from_the_teacher_that_its_row_names(toy, tmp_path, wor
 
 
 def test_a_folder_of_another_recipe_is_refused(toy, tmp_path):
-    table = ablate.read("toyapp")
+    table = ablation_table.read("toyapp")
     ablate.run(table, tmp_path / "out", clips=1, rows=["one expert"])
     with pytest.raises(ValueError, match="take another --out"):
         ablate.run(table, tmp_path / "out", clips=1, sets=["steps=3"])
@@ -197,27 +197,27 @@ def test_the_command_prints_the_table(toy, tmp_path):
 def test_a_table_that_is_none_says_what_is_wrong(toy, tmp_path, text, said):
     (tmp_path / "t.yaml").write_text(text)
     with pytest.raises(ValueError, match=said):
-        ablate.read(str(tmp_path / "t.yaml"))
+        ablation_table.read(str(tmp_path / "t.yaml"))
 
 
 def test_the_tables_that_apps_ship_are_read():
     for name in ("pila", "prophy", "phantom", "mmphysvideo"):
-        table = ablate.read(name)
+        table = ablation_table.read(name)
         assert table.app == name
         assert sum(not row.set for row in table.measured) == 1
-    names = [row.name for row in ablate.choose(ablate.read("pila"), None)]
+    names = [row.name for row in ablation_table.choose(ablation_table.read("pila"), None)]
     assert "plain adapter" in names
     assert "k = 2" in names
     assert "w/o prompt refine" not in names
     with pytest.raises(ValueError, match="expected rows among"):
-        ablate.choose(ablate.read("pila"), ["k = 99"])
+        ablation_table.choose(ablation_table.read("pila"), ["k = 99"])
     with pytest.raises(ValueError, match="an app that ships"):
-        ablate.read("json")
+        ablation_table.read("json")
 
 
 def test_evaluations_of_other_clips_are_not_mixed(toy, tmp_path):
     out = tmp_path / "out"
-    table = ablate.read("toyapp")
+    table = ablation_table.read("toyapp")
     ablate.run(table, out, clips=8, rows=["one expert"])
     file = next(iter((out / "evaluations").glob("one-expert-*.json")))
     file.write_text(file.read_text().replace('"world": "w"', '"world": "other"'))

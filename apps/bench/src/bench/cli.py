@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from bench import commands_judge, commands_official, commands_physics
-from trainers.commands import Quiet, friendly, hint, new_app, shown
+from trainers.commands import friendly, hint, new_app, shown
+from trainers.options import Quiet
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when huggingface_hub is first imported
 
@@ -135,11 +136,12 @@ def ablate(
     """Train and measure the rows of an ablation table through the app's own commands; run it again to go on."""
     from bench import ablate as study
     from bench import report
+    from bench.ablation_results import printed
+    from bench.ablation_table import read
 
-    table = study.read(recipe)
     asked = {"clips": clips, "split": split, "seeds": seeds, "workers": workers}
-    study.run(table, out, config=config, sets=set_ or (), rows=row, **asked)
-    shown.print(study.printed(out))
+    study.run(read(recipe), out, config=config, sets=set_ or (), rows=row, **asked)
+    shown.print(printed(out))
     hint(f"open {report.write([out], out / 'report.html')} in a browser")
 
 

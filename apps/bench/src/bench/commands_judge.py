@@ -16,7 +16,8 @@ from bench.commands_official import (
     show_problems,
     show_result,
 )
-from trainers.commands import Quiet, errors, friendly, hint, shown
+from trainers.commands import errors, friendly, hint, shown
+from trainers.options import Quiet
 
 if TYPE_CHECKING:
     from bench.judge.client import Judge

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trainers.commands import Quiet, errors, friendly, hint, shown
+from trainers.commands import errors, friendly, hint, shown
+from trainers.options import Quiet
 
 if TYPE_CHECKING:
     from bench.official.folder import Clip, Problem, Wanted

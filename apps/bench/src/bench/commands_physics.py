@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.markup import escape
 
-from trainers.commands import Quiet, errors, friendly, hint, shown
+from trainers.commands import errors, friendly, hint, shown
+from trainers.options import Quiet
 
 if TYPE_CHECKING:
     from bench.results import Metric, Result
