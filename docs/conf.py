@@ -106,7 +106,7 @@ def api_pages(app: Sphinx, page: str, source: list[str]) -> None:
 
 
 def api(module: ModuleType, above: tuple[object, ...] = ()) -> str:
-    """A table of a module's names, then each of them; its public modules follow. Names that `above` has told are left out."""
+    """A table of a module's names, then each of them, then its public modules. What `above` holds is left out."""
     own = [
         name
         for name, value in vars(module).items()

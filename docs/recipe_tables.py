@@ -1,4 +1,4 @@
-"""The tables of docs/recipes.md: each field of an app's recipe, from its pydantic model, its comments and its shipped YAML."""
+"""The tables of docs/recipes.md: each field of an app's recipe, from the model, its comments and the shipped YAML."""
 
 import json
 import re
@@ -20,7 +20,7 @@ COMMENT = re.compile(r"^(?P<indent> *)(?P<key>\w+):(?P<value>[^#]*?)(?: #(?P<com
 
 @dataclass(frozen=True)
 class Row:
-    """A field: its dotted name, what it takes, its value in each shipped recipe, what the code and those recipes say."""
+    """A field: its dotted name, what it takes, its value in each shipped recipe, what code and recipes say."""
 
     name: str
     takes: str
