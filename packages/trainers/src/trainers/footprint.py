@@ -21,7 +21,7 @@ from .dryrun import Work
 from .stage import Optim
 from .weights import parameters
 
-__all__ = ["ENGINES", "OPTIMIZERS", "Footprint", "Trained", "check_engine", "footprint"]
+__all__ = ["ENGINES", "OPTIMIZERS", "Footprint", "Trained", "check_engine", "exchanged", "footprint"]
 
 ENGINES = ("one", "ddp", "zero1", "zero2", "zero2-offload", "zero3", "zero3-offload", "fsdp2")
 OPTIMIZERS = ("adamw", "adamw8bit", "muon")
@@ -158,3 +158,31 @@ def footprint(
         "workspace of the step": work.peak - work.kept,
     }
     return Footprint(tensors | {"lost by the allocator": int(loss * sum(tensors.values()))}, on_host)
+
+
+def exchanged(trained: Trained, *, engine: str, processes: int, accumulate: int) -> tuple[int, int]:
+    """Count the bytes that one GPU sends to others in an optimizer's step, and to and from the host.
+
+    A ring sends (N - 1)/N of a tensor to share out its sum, and as much to gather it. DDP does both with the gradients
+    of the last micro-batch; ZeRO-1 gathers weights instead; ZeRO-2 shares out the gradients of every micro-batch;
+    ZeRO-3 and FSDP2 also gather the weights in every forward and backward. Offloading copies a share of the gradients
+    of every micro-batch to the host, and the weights back once.
+
+    References: ZeRO (Rajbhandari et al., 2020), Section 7; ZeRO-Offload (Ren et al., 2021).
+
+    >>> exchanged(Trained({"a": 1000}), engine="ddp", processes=4, accumulate=8)
+    (6000, 0)
+    """
+    check_engine(engine, processes)
+    part = trained.parameters * trained.bytes_a_value
+    between = part * (processes - 1) // processes
+    times = {
+        "one": 0,
+        "ddp": 2,
+        "zero1": 2,
+        "zero2": accumulate + 1,
+        "zero3": 3 * accumulate,
+        "fsdp2": 3 * accumulate,
+    }[engine.removesuffix("-offload")]
+    offloaded = (accumulate + 1) * ceil(part / processes) if engine.endswith("offload") else 0
+    return times * between, offloaded

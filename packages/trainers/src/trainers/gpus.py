@@ -20,7 +20,9 @@ DRIVER_SHARE = 0.985
 
 @dataclass(frozen=True)
 class GPU:
-    """A GPU by its maker's figures: operations and bytes a second at the peak."""
+    """A GPU by its maker's figures, operations and bytes a second at the peak, and the share of it that products reach
+    in training.
+    """
 
     name: str
     torch: tuple[str, ...]
@@ -29,6 +31,8 @@ class GPU:
     tf32: float | int
     float32: float | int
     bandwidth: float | int
+    link: float | int
+    share: float
     source: str
 
     @property

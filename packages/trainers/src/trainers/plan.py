@@ -3,10 +3,11 @@
 An app describes its run in numbers (`job.Job`); this module knows no model. Memory is what a dry run counted, with an
 allowance for what the allocator loses between tensors: `FRAGMENTATION`, or what `time` measured on a GPU.
 
-Seconds come from the makers' figures of a GPU at a share of their peaks that is said with them (`EFFICIENCY`), or from
+Seconds come from the makers' figures of a GPU at a share of their peaks that is said with them (`GPU.share`), or from
 what `time` measured (`Measured`). A measurement of the same kind on the same device, size and batch is used as it is;
-any other is scaled by the ratio of the two estimates from figures, and the plan says so. Not counted: traffic between
-GPUs, reading the cache, a CPU's optimizer under offload, evaluation and saving.
+any other is scaled by the ratio of the two estimates from figures, and the plan says so. What GPUs exchange in a step,
+and a CPU's optimizer under offload, come on top as if nothing ran beside them. Not counted: reading the cache,
+evaluation and saving. How far plans were from known runs: docs/plan.md.
 """
 
 import json
@@ -16,16 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from .dryrun import Work
-from .footprint import FRAGMENTATION, Footprint, footprint
+from .footprint import FRAGMENTATION, Footprint, exchanged, footprint
 from .gpus import GPU, find
 from .job import Job
 
-__all__ = ["EFFICIENCY", "Measured", "Plan", "Row", "largest_batch", "make", "read_measured", "seconds_of"]
+__all__ = ["Measured", "Plan", "Row", "largest_batch", "make", "read_measured", "seconds_of"]
 
-EFFICIENCY = 0.4
-"""Share of the peak of products that a training step reaches: our choice, to be replaced by a measurement."""
 BANDWIDTH_EFFICIENCY = 0.7
-"""Share of the memory's peak that element-wise kernels reach: our choice."""
+"""Share of the peak that element-wise kernels reach of the memory, and exchanges of a link: our choice."""
+HOST_LINK = 32.0
+"""10^9 bytes a second between a GPU and the host: PCIe 4.0 with 16 lanes."""
+HOST_STEP_S = 0.25
+"""Seconds that a host's CPUs take for AdamW's step of 10^9 parameters, 28 bytes each at about 110 GB/s: our choice."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,9 @@ class Measured:
 
 @dataclass(frozen=True)
 class Row:
-    """What a plan says of one GPU. `seconds` are of one micro-batch by kind; `basis` says where they come from."""
+    """What a plan says of one GPU. `seconds` are of one micro-batch by kind (`basis`: where they come from), `exchange`
+    those of a step in which GPUs and host exchange.
+    """
 
     gpu: str
     footprint: Footprint
@@ -52,18 +57,21 @@ class Row:
     largest_batch: int
     seconds: Mapping[str, float]
     basis: Mapping[str, str]
+    exchange: float
     hours: float
     cache_hours: float | None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A job on named GPUs under one engine. `loss` is the allocator's, relative to the tensors it holds."""
+    """A job on named GPUs under one engine. `efficiency` is None where each GPU has its own share; `loss` is the
+    allocator's, relative to the tensors it holds.
+    """
 
     job: Job
     engine: str
     processes: int
-    efficiency: float
+    efficiency: float | None
     loss: float
     rows: tuple[Row, ...]
 
@@ -90,11 +98,11 @@ def make(
     *,
     engine: str = "one",
     processes: int = 1,
-    efficiency: float = EFFICIENCY,
+    efficiency: float | None = None,
     measured: Sequence[Measured] = (),
 ) -> Plan:
-    """Plan a job for each of the GPUs."""
-    if not 0 < efficiency <= 1:
+    """Plan a job for each of the GPUs; `efficiency` is the share of the peak for all of them (none: each its own)."""
+    if efficiency is not None and not 0 < efficiency <= 1:
         raise ValueError(f"expected an efficiency in (0, 1], got {efficiency}")
     loss = _loss(job, measured)
     rows = tuple(_row(job, gpu, engine, processes, efficiency, loss, measured) for gpu in gpus)
@@ -156,14 +164,14 @@ def seconds_of(
     *,
     shape: str,
     batch: int,
-    efficiency: float = EFFICIENCY,
+    efficiency: float | None = None,
     measured: Sequence[Measured] = (),
 ) -> tuple[float, str]:
     """Seconds of one micro-batch on a GPU, and what they rest on."""
     figures = _estimate(work, gpu, efficiency)
     usable = [(m, device) for m in measured if m.kind == kind and (device := find(m.device)) is not None]
     if not usable:
-        return figures, f"figures at {efficiency:.0%} of the peak"
+        return figures, f"figures at {efficiency or gpu.share:.0%} of the peak"
 
     def distance(entry: tuple[Measured, GPU]) -> tuple[bool, bool, int]:
         m, device = entry
@@ -185,13 +193,23 @@ def seconds_of(
     return nearest.seconds * scale, f"extrapolated from another {', '.join(other)} by the work"
 
 
-def _estimate(work: Work, gpu: GPU, efficiency: float) -> float:
-    return gpu.seconds(work.flops, work.traffic, efficiency=efficiency, share_of_bandwidth=BANDWIDTH_EFFICIENCY)
+def _estimate(work: Work, gpu: GPU, efficiency: float | None) -> float:
+    return gpu.seconds(
+        work.flops, work.traffic, efficiency=efficiency or gpu.share, share_of_bandwidth=BANDWIDTH_EFFICIENCY
+    )
 
 
 def _fullest(job: Job, batch: int, engine: str, processes: int, loss: float) -> Footprint:
     work = job.fullest(batch).at(batch)
     return footprint(job.trained, work, frozen=job.frozen, engine=engine, processes=processes, loss=loss)
+
+
+def _exchange(job: Job, gpu: GPU, engine: str, processes: int) -> float:
+    """Seconds of a step in which GPUs and host exchange, as if nothing ran beside it."""
+    sent, to_host = exchanged(job.trained, engine=engine, processes=processes, accumulate=job.accumulate)
+    seconds = sent / (gpu.link * 1e9) + to_host / (HOST_LINK * 1e9)
+    steps = HOST_STEP_S * job.trained.parameters / 1e9 if to_host else 0.0
+    return seconds / BANDWIDTH_EFFICIENCY + steps
 
 
 def _loss(job: Job, measured: Sequence[Measured]) -> float:
@@ -205,9 +223,10 @@ def _loss(job: Job, measured: Sequence[Measured]) -> float:
 
 
 def _row(
-    job: Job, gpu: GPU, engine: str, processes: int, efficiency: float, loss: float, measured: Sequence[Measured]
+    job: Job, gpu: GPU, engine: str, processes: int, efficiency: float | None, loss: float, measured: Sequence[Measured]
 ) -> Row:
     held = _fullest(job, job.batch, engine, processes, loss)
+    exchange = _exchange(job, gpu, engine, processes)
     seconds, basis, hours = {}, {}, 0.0
     for kind in job.kinds:
         seconds[kind.name], basis[kind.name] = seconds_of(
@@ -219,7 +238,7 @@ def _row(
             efficiency=efficiency,
             measured=measured,
         )
-        hours += kind.steps * job.accumulate * seconds[kind.name] / 3600
+        hours += kind.steps * (job.accumulate * seconds[kind.name] + exchange) / 3600
     making = [a.items * _estimate(a.work, gpu, efficiency) for a in job.artefacts if a.work is not None]
     return Row(
         gpu=gpu.name,
@@ -229,6 +248,7 @@ def _row(
         largest_batch=largest_batch(job, gpu, engine=engine, processes=processes, loss=loss),
         seconds=seconds,
         basis=basis,
+        exchange=exchange,
         hours=hours,
         cache_hours=sum(making) / processes / 3600 if making else None,
     )

@@ -1,11 +1,12 @@
 """A plan as people read it: three tables and what they rest on, at 120 columns."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from .dryrun import Work
+from .fleet import Cell
 from .plan import Plan
 from .ramps import Ramp
 from .stage import Stage
@@ -15,8 +16,10 @@ __all__ = ["show", "stages"]
 GIB = 2**30
 
 
-def show(plan: Plan, console: Console) -> None:
-    """Print the work of a step by kind, the memory of one GPU by part, and what each GPU makes of it."""
+def show(plan: Plan, console: Console, fleet: Sequence[Cell] = ()) -> None:
+    """Print the work of a step by kind, the memory of one GPU by part, and what each GPU makes of it, or what one to
+    eight of them do (`fleet`).
+    """
     job, held = plan.job, plan.rows[0].footprint
     console.print(f"{job.name}: {job.shape}, {job.tokens:,} tokens a clip", style="bold")
     console.print(f"\none micro-batch of {job.batch}, counted by a dry run at the real size")
@@ -25,9 +28,12 @@ def show(plan: Plan, console: Console) -> None:
     console.print(_memory(plan))
     if held.host:
         console.print(f"and {_gib(held.host)} GiB of the host's memory for each process")
+    if fleet:
+        _fleet(plan, fleet, console)
+        return
     console.print(f"\nwhat a GPU makes of it: seconds of a micro-batch of {job.batch}, hours of {job.steps:,} steps")
     console.print(_gpus(plan))
-    console.print(f"seconds: {_basis(plan)}; traffic between GPUs, reading, a CPU's optimizer are not in them")
+    console.print(f"seconds: {_basis(plan)}; hours with {_exchanges(plan)}; reading and saving are not in them")
     console.print(
         f"batch {job.batch} x accumulate {job.accumulate} x processes {plan.processes} = {plan.effective_batch} clips, "
         f"{job.tokens * plan.effective_batch:,} tokens a step"
@@ -104,7 +110,50 @@ def _gpus(plan: Plan) -> Table:
     return table
 
 
-def _cache(plan: Plan, console: Console) -> None:
+def _fleet(plan: Plan, fleet: Sequence[Cell], console: Console) -> None:
+    job = plan.job
+    clips = job.batch * job.accumulate
+    console.print(
+        f"\none to eight GPUs: the same {job.steps:,} steps of {clips} clip{'s' * (clips > 1)}, "
+        f"{job.steps * clips:,} clips seen"
+    )
+    table = Table("GPUs", "engine", "batch x accumulate")
+    for column in ("GiB of one", "free", "largest micro-batch", "hours", "of it exchange", "cache hours"):
+        table.add_column(column, justify="right")
+    for before, cell in zip((None, *fleet), fleet, strict=False):
+        row, held = cell.row, cell.row.footprint.total
+        if before is not None and before.row.gpu != row.gpu:
+            table.add_section()
+        apart = "" if cell.clips == clips else f" ({cell.clips} clips)"
+        spent = job.steps * row.exchange / 3600
+        table.add_row(
+            f"{cell.gpus} x {row.gpu}",
+            cell.engine,
+            f"{cell.batch} x {cell.accumulate}{apart}",
+            f"{held / GIB:.1f}",
+            f"{(row.usable - held) / GIB:.1f}" if row.fits else "does not fit",
+            str(row.largest_batch) if row.largest_batch else "none",
+            f"{row.hours:,.1f}" if row.fits else "-",
+            f"{spent:,.1f}" if row.fits else "-",
+            "-" if row.cache_hours is None else f"{row.cache_hours:,.1f}",
+            style=None if row.fits else "dim",
+        )
+    console.print(table)
+    console.print(
+        f"seconds: {_basis(plan)}; exchange is what GPUs and host send in a step, as if nothing ran beside it; reading "
+        "and saving are not in the hours"
+    )
+    _cache(plan, console, hours=False)
+    if job.reported:
+        console.print(job.reported)
+
+
+def _exchanges(plan: Plan) -> str:
+    most = max(plan.job.steps * row.exchange / 3600 for row in plan.rows)
+    return f"what is exchanged (at most {most:,.1f} h)" if most else "nothing to exchange"
+
+
+def _cache(plan: Plan, console: Console, *, hours: bool = True) -> None:
     artefacts = plan.job.artefacts
     if not artefacts:
         return
@@ -114,8 +163,8 @@ def _cache(plan: Plan, console: Console) -> None:
     works = [a.work.peak for a in artefacts if a.work is not None]
     if works:
         held = sum(plan.job.making.values()) + max(works)
-        hours = ", ".join(f"{row.gpu} {row.cache_hours:.1f}" for row in plan.rows if row.cache_hours is not None)
-        console.print(f"making it holds {_gib(held)} GiB of a GPU and takes hours: {hours}")
+        each = ", ".join(f"{row.gpu} {row.cache_hours:.1f}" for row in plan.rows if row.cache_hours is not None)
+        console.print(f"making it holds {_gib(held)} GiB of a GPU" + (f" and takes hours: {each}" if hours else ""))
 
 
 def _engine(plan: Plan) -> str:
