@@ -1,11 +1,12 @@
 """Records: which clips there are, what they show, and which were left out and why.
 
 Read from a folder of videos (captions from `NAME.txt` beside each, or from a table in it such as `captions.json` or
-`metadata.csv`), or from a table: a JSON list, JSON `{"data": [...]}`, JSONL, CSV, parquet (see `tables`). Known
-columns: {path | file | video_path | video | file_name, caption | captions | ..., id, labels, ...}; a WISA-80K training
-record {file, captions, physical_annotation: {phys_law, q0..q4, ...}}; a WISA test record {en_caption, phys_law, q0..q4,
-...} with `file` or `video_path` added. What the annotation says is kept raw: which label it means is the business of
-whoever trains.
+`metadata.csv`), or from a table: a JSON list, JSON `{"data": [...]}`, JSONL, CSV, parquet (see `tables`). A table of
+captions need not name every video of its folder; what another table does not name is no clip. Known columns: {path |
+file | video_path | video | file_name, caption | captions | ..., id, labels, source, ...}; a WISA-80K training record
+{file, captions, physical_annotation: {phys_law, q0..q4, ...}}; a WISA test record {en_caption, phys_law, q0..q4, ...}
+with `file` or `video_path` added. What the annotation says is kept raw: which label it means is the business of whoever
+trains.
 
 Paths are relative to the folder of the file that names them (or to `root`) and may not leave it, by `..`, by an
 absolute path or by a link. A record that cannot be used is skipped and listed; only when nothing is left is that an
@@ -25,7 +26,21 @@ from pydantic import Field
 from .config import Config
 from .tables import SUFFIXES, Skipped, rows
 
-__all__ = ["Filters", "Record", "Skipped", "count_records", "list_skipped", "number", "read_records"]
+__all__ = [
+    "VIDEOS",
+    "Filters",
+    "Record",
+    "Skipped",
+    "caption_in",
+    "count_records",
+    "inside",
+    "list_skipped",
+    "number",
+    "path_in",
+    "raw_records",
+    "read_records",
+    "table_in",
+]
 
 VIDEOS = (".mp4", ".mov", ".webm", ".mkv", ".avi", ".m4v")
 _PATH_KEYS = ("path", "file", "video_path", "video", "file_name")
@@ -52,7 +67,8 @@ _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlevel = 80, 80, 3
 @dataclass(frozen=True)
 class Record:
     """One clip. `annotation` holds phys_law, q0..q4 and the like as they came; `labels` the record's own labels, if it
-    names any; `extra` every other key."""
+    names any; `extra` every other key. `source` is the film that it was cut from: what the record says under that name,
+    else its path as it is written."""
 
     path: Path
     caption: str
@@ -60,6 +76,7 @@ class Record:
     labels: tuple[str, ...]
     id: str
     extra: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
 
 
 class Filters(Config):
@@ -112,12 +129,8 @@ def read_records(
     The clips themselves are not opened (see `video.read`), only looked for.
     """
     source = Path(source)
-    if source.is_dir():
-        home, raws = Path(root or source), _folder(source)
-    elif source.is_file():
-        home, raws = Path(root or source.parent), rows(source)
-    else:
-        raise ValueError(f"expected a folder of videos or a {', '.join(SUFFIXES)} file at {source}, found nothing")
+    raws = raw_records(source)
+    home = Path(root or (source if source.is_dir() else source.parent))
     records: dict[str, Record] = {}
     skipped = []
     home = home.resolve()
@@ -164,20 +177,51 @@ def list_skipped(path: str | Path, skipped: Iterable[Skipped]) -> None:
                 said.add(line)
 
 
+def raw_records(source: Path) -> Iterator[Any]:
+    """The rows of a folder or of a table as they came, with a caption or without; ValueError where neither is there."""
+    if source.is_dir():
+        return _folder(source)
+    if source.is_file():
+        return rows(source)
+    raise ValueError(f"expected a folder of videos or a {', '.join(SUFFIXES)} file at {source}, found nothing")
+
+
+def path_in(raw: Mapping[str, Any]) -> Any:
+    """What a raw record names as its clip, None where it names none."""
+    return next((raw[key] for key in _PATH_KEYS if raw.get(key) is not None), None)
+
+
+def caption_in(raw: Mapping[str, Any]) -> Any:
+    """What a raw record says of its clip, None where it says nothing."""
+    said = next((raw[key] for key in _CAPTION_KEYS if raw.get(key) is not None), None)
+    said = said[0] if isinstance(said, list) and said else said
+    return None if isinstance(said, float) and math.isnan(said) else said
+
+
+def table_in(folder: Path) -> Path | None:
+    """The table that a folder's clips are read from, None where it holds none."""
+    name = next((name for name in _LISTS if (folder / name).is_file()), None)
+    return None if name is None else inside(folder.resolve(), name)
+
+
 def _folder(folder: Path) -> Iterator[Any]:
     """The raw records of a folder; `Skipped` where the text beside a clip links out of it."""
-    for name in _LISTS:
-        if (folder / name).is_file():
-            yield from rows(_inside(folder.resolve(), name))
+    named: set[str] = set()
+    if (table := table_in(folder)) is not None:
+        for raw in rows(table):
+            named.add(str(path_in(raw)) if isinstance(raw, dict) else "")
+            yield raw
+        if table.stem != "captions":
             return
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in VIDEOS and not path.name.startswith("."):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix.lower() in VIDEOS and not path.name.startswith(".") and name not in named:
             text = path.with_suffix(".txt")
-            raw: dict[str, Any] = {"path": path.relative_to(folder).as_posix()}
+            raw: dict[str, Any] = {"path": name}
             try:
                 if text.is_file():
-                    inside = _inside(folder.resolve(), text.relative_to(folder).as_posix())
-                    raw["caption"] = inside.read_text(encoding="utf-8", errors="replace").strip()
+                    beside = inside(folder.resolve(), text.relative_to(folder).as_posix())
+                    raw["caption"] = beside.read_text(encoding="utf-8", errors="replace").strip()
                 yield raw
             except ValueError as error:
                 yield Skipped(text.relative_to(folder).as_posix(), str(error))
@@ -190,13 +234,16 @@ def _record(raw: Any, home: Path, filters: Filters) -> Record:
     name = _first(raw, _PATH_KEYS)
     if not isinstance(name, str) or not name or "\0" in name:
         raise ValueError(f"expected the clip's path under one of {', '.join(_PATH_KEYS)}, got {_SHORT.repr(name)}")
-    path = _inside(home, name)
+    path = inside(home, name)
     if why := filters.refuse(raw):
         raise ValueError(why)
-    captions = _first(raw, _CAPTION_KEYS)
-    caption = captions[0] if isinstance(captions, list) and captions else captions
-    if caption is None or (isinstance(caption, float) and math.isnan(caption)):
-        raise ValueError(f"it has no caption: add one under {_CAPTION_KEYS[0]!r}, or a {path.stem}.txt beside the clip")
+    caption = caption_in(raw)
+    _first(raw, _CAPTION_KEYS)
+    if caption is None:
+        raise ValueError(
+            f"it has no caption: add one under {_CAPTION_KEYS[0]!r}, or a {path.stem}.txt beside the clip, or let the"
+            " command `caption` make it"
+        )
     if not isinstance(caption, str) or not caption.strip():
         raise ValueError(f"expected a caption that is text, got {_SHORT.repr(caption)}")
     annotation = raw.pop("physical_annotation", None)
@@ -212,7 +259,9 @@ def _record(raw: Any, home: Path, filters: Filters) -> Record:
     if id_ is not None and not isinstance(id_, (str, int)):
         raise ValueError(f"expected an id that is text or a whole number, got {_SHORT.repr(id_)}")
     labels = tuple(label.strip() for label in labels)
-    return Record(path, caption.strip(), annotation, labels, str(name if id_ is None else id_), raw)
+    film = raw.get("source")
+    film = film if isinstance(film, str) and film else name
+    return Record(path, caption.strip(), annotation, labels, str(name if id_ is None else id_), raw, film)
 
 
 def _first(raw: dict[str, Any], keys: tuple[str, ...]) -> Any:
@@ -220,7 +269,7 @@ def _first(raw: dict[str, Any], keys: tuple[str, ...]) -> Any:
     return next((raw.pop(key) for key in keys if raw.get(key) is not None), None)
 
 
-def _inside(home: Path, name: str) -> Path:
+def inside(home: Path, name: str) -> Path:
     """The file `name` in the resolved folder `home`; ValueError when it leads elsewhere or is none."""
     try:
         path = (home / name).resolve()
