@@ -1,21 +1,27 @@
 """The loss on clips that training never sees: always the same clips and the same noise, at fixed levels of noise.
 
 A training loss jumps with the noise level that a step draws; this curve is smooth, and two runs may be compared by it.
+`HeldOut` follows it while a run trains, `each_clip` takes it clip by clip, so that two models can be compared in pairs:
+the same clip with the same noise through both. Of somebody's own films `kept_back` says which ones are left for that.
 """
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import rng
+from . import rng, show
 from .data import take
 from .engine import Engine
 from .stage import MapStyle
 
-__all__ = ["HeldOut"]
+__all__ = ["HeldOut", "HeldOutLoss", "each_clip", "kept_back"]
+
+HeldOutLoss = Callable[[dict[str, Any], float, torch.Generator], Mapping[str, Tensor]]
+"""`loss(batch, level, generator) -> {term: scalar}` at a quantile of the noise; it draws from the generator alone."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class HeldOut:
     choice.
     """
 
-    loss: Callable[[dict[str, Any], float, torch.Generator], Mapping[str, Tensor]]
+    loss: HeldOutLoss
     data: MapStyle
     clips: int = 16
     batch_size: int = 4
@@ -71,3 +77,44 @@ class HeldOut:
             name: {f"{level:.4g}": value for level, value in zip(levels, row.tolist(), strict=True)}
             for name, row in means.items()
         }
+
+
+def kept_back(films: Sequence[str], share: float) -> list[bool]:
+    """Say which clips are kept back from training, by the name of the film that each was cut from.
+
+    A film is kept back when a hash of its name falls into `share`, so that all clips of a film go the same way, their
+    order says nothing, and a film that is added later makes no film that was trained on a held-out one. Where none
+    falls in, that with the least hash is; one at least is left to train on.
+
+    >>> kept_back(["a.mp4", "b.mp4", "c.mp4", "a.mp4"], 0.4)
+    [False, False, True, False]
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"expected a share in [0, 1) to keep back, got {share}")
+    places = {film: int.from_bytes(hashlib.sha256(film.encode()).digest()[:6]) / 2**48 for film in films}
+    if len(places) < 2 or share == 0:
+        return [False] * len(films)
+    low, *_, high = sorted(places.values())
+    bound = min(max(share, low + 2**-49), high)
+    return [places[film] < bound for film in films]
+
+
+def each_clip(
+    loss: HeldOutLoss, data: MapStyle, *, device: str | torch.device = "cpu", levels: int = 9, quiet: bool = False
+) -> dict[str, Tensor]:
+    """Return {term: (clips,)}: of each clip alone the mean of a loss over `levels` levels of noise, spread as those of
+    `HeldOut`. The noise is a function of clip and level, the same for every loss.
+    """
+    rows: dict[str, list[float]] = {}
+    with rng.isolated(()), show.bar("held-out loss", len(data), quiet=quiet) as bar:
+        for clip in range(len(data)):
+            batch = take(data, torch.tensor([clip]), torch.device(device))
+            sums: dict[str, float] = {}
+            for j in range(1, levels + 1):
+                found = loss(dict(batch), j / (levels + 1), rng.generator_of("each clip", clip, j))
+                for name, value in found.items():
+                    sums[name] = sums.get(name, 0.0) + float(value) / levels
+            for name, value in sums.items():
+                rows.setdefault(name, []).append(value)
+            bar.update(clip + 1)
+    return {name: torch.tensor(values, dtype=torch.float64) for name, values in rows.items()}
