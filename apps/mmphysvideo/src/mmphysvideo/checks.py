@@ -1,6 +1,5 @@
 """What `mmphysvideo check` looks at before hours go into a run; nothing is written."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,6 @@ from trainers.check import Finding
 
 __all__ = ["look"]
 
-FEW = 16
-"""Clips that are cut or made."""
 EQUAL = 1e-5
 """Largest relative difference of a fresh teacher from two separate runs of the base: a product of another batch size
 rounds differently."""
@@ -35,7 +32,7 @@ def look(recipe: Recipe, backbone: Any, cache: Path) -> list[Finding]:
     found = [Finding("backbone", f"{backbone.id} ({backbone.digest})"), Finding("latent", f"{shape}")]
     perceived = np.zeros((0, d.frames, d.height, d.width, 3), np.uint8)
     if d.source == "world":
-        each = max(1, FEW // len(physworld.MECHANISMS))
+        each = max(1, check.FEW // len(physworld.MECHANISMS))
         scale = physworld.scale_of(d.frames, d.height, d.width)
         clips = [
             c for m in physworld.MECHANISMS for c in physworld.simulate_many(m, range(each), split=d.split, scale=scale)
@@ -46,23 +43,22 @@ def look(recipe: Recipe, backbone: Any, cache: Path) -> list[Finding]:
         count = d.clips
     else:
         records, skipped = read_records(d.source, root=d.root)
-        found.append(Finding("records", f"{len(records)} found, {len(skipped)} left out", "warn" if skipped else "ok"))
+        found.append(check.read(len(records), "found", skipped))
         without = sum("perception" not in r.extra for r in records)
         if without:
             level = "error" if without == len(records) else "warn"
             said = f"{without} of {len(records)} clips have none: make it with `mmphysvideo pipe`"
             found.append(Finding("perception", said, level))
-        few = [records[i] for i in np.linspace(0, len(records) - 1, min(FEW, len(records))).astype(int)]
         spec = video.ClipSpec(frames=d.frames, fps=d.fps, height=d.height, width=d.width)
-        cuts = check.cut([r.path for r in few], spec)
+        cuts = check.cut([r.path for r in check.few(records)], spec)
         found += check.lengths(cuts)
         whole = [c.frames for c in cuts if c.frames is not None]
         frames, count = np.stack(whole) if whole else perceived, len(records)
     latent = backbone.spec.latent
-    encode, decode = (partial(_batched, f, recipe) for f in (backbone.encode, backbone.decode))
+    how: dict[str, Any] = {"mean": latent.mean, "std": latent.std, "batch": d.encode_batch, "device": recipe.device}
     for name, films in (("video", frames), (f"perception ({d.modality})", perceived)):
         if len(films):
-            seen = check.round_trip(encode, decode, films, mean=latent.mean, std=latent.std)
+            seen = check.round_trip(backbone.encode, backbone.decode, films, **how)
             found += [Finding(f"{name}: {f.what}", f.said, f.level) for f in seen[: 2 if name == "video" else 1]]
     found += [_cells(recipe, backbone), identity(recipe, backbone)]
     return [
@@ -107,7 +103,3 @@ def _cells(recipe: Recipe, backbone: Any) -> Finding:
         return Finding("alignment", str(error), "error")
     said = f"block {a.place} of {blocks} with {a.source}; {t} x {cells[0]} x {cells[1]} tokens after pooling"
     return Finding("alignment", said, "ok" if max(a.place, a.teacher_place) < blocks else "error")
-
-
-def _batched(function: Any, recipe: Recipe, x: torch.Tensor) -> torch.Tensor:
-    return torch.cat([function(part.to(recipe.device)) for part in x.split(recipe.data.encode_batch)])

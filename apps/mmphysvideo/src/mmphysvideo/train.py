@@ -31,9 +31,8 @@ from trainers import (
     Progress,
     Stage,
     StageRecord,
-    checkpoint,
-    dump_config,
     fit,
+    run_folder,
 )
 from trainers.engine import Engine, launched
 
@@ -44,8 +43,6 @@ __all__ = [
     "Trainer",
     "kind_of",
     "learner",
-    "newest",
-    "ready",
     "save_bundle",
     "stage_of",
     "train",
@@ -77,8 +74,7 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, model: Teacher | Learner, backbone: Any) -> None:
         self.recipe, self.model, self.backbone = recipe, model, backbone
-        part = recipe.teacher if isinstance(model, Teacher) else recipe.student
-        mixed = recipe.dtype == "bfloat16" and part.weights.kind == "full"
+        mixed = recipe.dtype == "bfloat16"  # what is trained stays in float32, LoRA as well as whole weights
         self.autocast = {"device_type": recipe.device.split(":")[0], "dtype": torch.bfloat16, "enabled": mixed}
         with torch.no_grad():
             self.empty = backbone.embed([""]).features.float()
@@ -204,8 +200,7 @@ def train(
     several processes (`engine`; none: as they were launched) the first writes.
     """
     engine = engine or launched()
-    if engine.main and not (out / "recipe.yaml").exists():
-        dump_config(recipe, out / "recipe.yaml")
+    run_folder.begin(out, recipe, engine)
     held_out = None
     if held is not None:
         look, clips = Trainer(recipe, model, backbone), min(HELD_CLIPS, len(held))
@@ -217,9 +212,10 @@ def train(
     streams = model.streams if isinstance(model, Teacher) else (model.stream,)
     for stream in streams if recipe.checkpointing else ():
         stream.model.enable_gradient_checkpointing()
+    stage = stage_of(recipe, model, backbone, data)
     with backbone.frozen():
         result = fit(
-            [stage_of(recipe, model, backbone, data)],
+            [stage],
             model.groups(),
             out=out,
             seed=recipe.seed,
@@ -230,17 +226,9 @@ def train(
             engine=engine,
             quiet=quiet,
         )
-    if engine.main:
-        dump_config(recipe, out / "recipe.yaml")  # what a resumed run was finished with
-        save_bundle(recipe, backbone, model.groups(), out / "bundle", history=result.history, teacher=teacher)
-    engine.barrier()
+    about: dict[str, Any] = {"history": result.history, "teacher": teacher}
+    run_folder.finish(out, recipe, engine, lambda home: save_bundle(recipe, backbone, model.groups(), home, **about))
     return result
-
-
-def ready(out: Path, *, resume: bool) -> None:
-    """Refuse a folder that holds a run, before hours go into the cache."""
-    if not resume and (found := checkpoint.latest(out / "checkpoints")) is not None:
-        raise ValueError(f"{out} already holds a run ({found.name}): resume it with --resume, or choose another --out")
 
 
 def save_bundle(
@@ -263,18 +251,6 @@ def save_bundle(
         stages=[asdict(record) | {"teacher": taught} for record in history],
         requires="config",
     )
-
-
-def newest(run: Path) -> dict[str, dict[str, Tensor]]:
-    """The weights of a run's newest checkpoint by group; ValueError where there is none."""
-    found = checkpoint.latest(run / "checkpoints")
-    if found is None:
-        raise ValueError(f"{run} has no whole checkpoint yet: let it train on, or resume it")
-    parts: dict[str, dict[str, Tensor]] = {}
-    for key, value in checkpoint.load(found).tensors["weights"].items():
-        group, _, name = key.partition("/")
-        parts.setdefault(group, {})[name] = value
-    return parts
 
 
 def kind_of(recipe: Recipe, stage: str) -> str:

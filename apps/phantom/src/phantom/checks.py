@@ -4,15 +4,13 @@ Nothing is written, except that expected resets of the recursive weight are read
 """
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 import physworld
-from backbones import WanBackbone, attach, sample
+from backbones import WanBackbone, verify
 from phantom.config import Recipe
 from phantom.latent import Basis, PhysicsLatent
 from phantom.plan import artefacts
@@ -22,9 +20,6 @@ from trainers.check import Finding
 
 __all__ = ["look", "resets"]
 
-FEW = 16
-"""Clips that are cut or made."""
-
 
 def look(recipe: Recipe, backbone: WanBackbone, encoder: Any, cache: Path, run: Path | None = None) -> list[Finding]:
     """Look at everything; `run` is an earlier run whose log tells the norms of the physics gradient."""
@@ -33,16 +28,14 @@ def look(recipe: Recipe, backbone: WanBackbone, encoder: Any, cache: Path, run: 
     found = [Finding("backbone", f"{backbone.id} ({backbone.digest})"), Finding("latent", f"{shape}")]
     if d.source == "world":
         scale = physworld.scale_of(d.frames, d.height, d.width)
-        frames = np.stack([clip.draw().video for clip in physworld.spread(FEW, split=d.split, scale=scale)])
+        frames = np.stack([clip.draw().video for clip in physworld.spread(check.FEW, split=d.split, scale=scale)])
         found.append(Finding("records", f"{d.clips} clips of the simulated world ({d.split})"))
         count = d.clips
     else:
         records, skipped = read_records(d.source, root=d.root)
-        status = "warn" if skipped else "ok"
-        found.append(Finding("records", f"{len(records)} found, {len(skipped)} left out", status))
-        few = [records[i] for i in np.linspace(0, len(records) - 1, min(FEW, len(records))).astype(int)]
+        found.append(check.read(len(records), "found", skipped))
         spec = video.ClipSpec(frames=d.frames, fps=d.fps, height=d.height, width=d.width)
-        cuts = check.cut([r.path for r in few], spec)
+        cuts = check.cut([r.path for r in check.few(records)], spec)
         found += check.lengths(cuts)
         whole = [c.frames for c in cuts if c.frames is not None]
         frames, count = (
@@ -51,8 +44,8 @@ def look(recipe: Recipe, backbone: WanBackbone, encoder: Any, cache: Path, run: 
         )
     if len(frames):
         latent = backbone.spec.latent
-        encode, decode = (partial(_batched, f, recipe) for f in (backbone.encode, backbone.decode))
-        found += check.round_trip(encode, decode, frames, mean=latent.mean, std=latent.std)
+        how: dict[str, Any] = {"mean": latent.mean, "std": latent.std, "batch": d.encode_batch, "device": recipe.device}
+        found += check.round_trip(backbone.encode, backbone.decode, frames, **how)
         found.append(_physics(recipe, encoder, frames, shape[1]))
     found += [_identity(recipe, backbone, encoder), resets(recipe, run)]
     return [*found, check.disk(cache, sum(a.bytes_each * a.items for a in artefacts(recipe, backbone, count)))]
@@ -77,10 +70,6 @@ def resets(recipe: Recipe, run: Path | None) -> Finding:
         return Finding("resets", str(error), "error" if "at most one reset" in str(error) else "warn")
 
 
-def _batched(function: Any, recipe: Recipe, x: torch.Tensor) -> torch.Tensor:
-    return torch.cat([function(part.to(recipe.device)) for part in x.split(recipe.data.encode_batch)])
-
-
 def _physics(recipe: Recipe, encoder: Any, frames: np.ndarray, latents: int) -> Finding:
     if encoder is None:
         return Finding("physics latent", f"{recipe.physics.kind}: no encoder is asked")
@@ -93,15 +82,7 @@ def _physics(recipe: Recipe, encoder: Any, frames: np.ndarray, latents: int) -> 
 
 
 def _identity(recipe: Recipe, backbone: WanBackbone, encoder: Any) -> Finding:
-    """A fresh adapter changes nothing, bit for bit."""
-    d = recipe.data
-    one = partial(sample, backbone, ["a ball"], seed=0, frames=d.frames, height=d.height, width=d.width, steps=1)
     dim = encoder.dim if encoder is not None else recipe.physics.channels
     adapter = fresh(recipe, backbone, Basis(dim, recipe.physics.channels), encoder)
-    base = one()
-    with attach(backbone, adapter):
-        same = torch.equal(one(), base)
-    said = f"a fresh branch of {sum(p.numel() for p in adapter.branch.parameters()):,} parameters "
-    if same:
-        return Finding("identity", said + "changes nothing, bit for bit")
-    return Finding("identity", said + "changes the backbone's output: please report this", "error")
+    same = verify.unchanged(backbone, adapter, verify.Probe.of(recipe.data, steps=1))
+    return check.identity(same, "branch", sum(p.numel() for p in adapter.branch.parameters()))

@@ -35,8 +35,8 @@ from trainers import (
     RecursiveRamp,
     Stage,
     StageRecord,
-    dump_config,
     fit,
+    run_folder,
     write_bytes,
 )
 from trainers.engine import Engine, launched
@@ -264,8 +264,7 @@ def train(
     groups: dict[str, nn.Module] = {"branch": adapter.branch}
     if adapter.injector is not None:
         groups["injector"] = adapter.injector
-    if engine.main and not (out / "recipe.yaml").exists():
-        dump_config(recipe, out / "recipe.yaml")
+    run_folder.begin(out, recipe, engine)
     if engine.main:
         basis = {name: value.contiguous() for name, value in data.basis.state_dict().items()}
         write_bytes(out / BASIS, tensors(basis))
@@ -291,11 +290,8 @@ def train(
             )
     finally:
         _checkpoint_jointly(backbone, adapter, on=False)
-    if engine.main:
-        dump_config(recipe, out / "recipe.yaml")  # what a resumed run was finished with
-        before = [] if begun is None else begun.meta["stages"]
-        save_bundle(adapter, backbone, out / "bundle", history=result.history, before=before)
-    engine.barrier()
+    about: dict[str, Any] = {"history": result.history, "before": [] if begun is None else begun.meta["stages"]}
+    run_folder.finish(out, recipe, engine, lambda home: save_bundle(adapter, backbone, home, **about))
     return adapter, result
 
 

@@ -5,14 +5,14 @@ made. Captions that a language model would label are asked about for those few a
 """
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 import physworld
-from backbones import WanBackbone, attach, sample
+from backbones import WanBackbone, verify
 from physexperts import MECHANISMS, Labels
 from pila.config import Recipe
 from pila.data import labels_of
@@ -22,10 +22,6 @@ from trainers import check, read_records, video
 from trainers.check import Finding
 
 __all__ = ["look"]
-
-FEW = 16
-"""Clips that are cut or made."""
-LISTED = 5
 
 
 def look(recipe: Recipe, backbone: WanBackbone, cache: Path) -> list[Finding]:
@@ -46,7 +42,7 @@ def look(recipe: Recipe, backbone: WanBackbone, cache: Path) -> list[Finding]:
 
 def _world(recipe: Recipe, backbone: WanBackbone) -> list[Finding]:
     d = recipe.data
-    few = min(d.clips, FEW)
+    few = min(d.clips, check.FEW)
     clips = [
         c.draw() for c in physworld.spread(few, split=d.split, scale=physworld.scale_of(d.frames, d.height, d.width))
     ]
@@ -61,11 +57,8 @@ def _world(recipe: Recipe, backbone: WanBackbone) -> list[Finding]:
 def _files(recipe: Recipe, backbone: WanBackbone) -> list[Finding]:
     d = recipe.data
     records, skipped = read_records(d.source, root=d.root)
-    few = [records[i] for i in np.linspace(0, len(records) - 1, min(FEW, len(records))).astype(int)]
-    listed = "; ".join(f"{s.path}: {s.why}" for s in skipped[:LISTED])
-    more = f"; and {len(skipped) - LISTED} more" * (len(skipped) > LISTED)
-    said = f"{len(records)} found, {len(skipped)} left out{f': {listed}{more}' if skipped else ''}"
-    found = [Finding("records", said, "warn" if skipped else "ok")]
+    few = check.few(records)
+    found = [check.read(len(records), "found", skipped)]
     labels = [labels_of(r, recipe) for r in (few if d.fallback == "llm" else records)]
     if unknown := sorted({name for found_ in labels for name in found_.unknown}):
         found.append(Finding("categories", f"unknown and dropped: {', '.join(unknown)}", "warn"))
@@ -82,27 +75,12 @@ def _labels(labels: Sequence[Labels]) -> Finding:
 
 
 def _round_trip(frames: np.ndarray, backbone: WanBackbone, recipe: Recipe) -> list[Finding]:
-    size = recipe.data.encode_batch
-
-    def encode(x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([backbone.encode(part.to(recipe.device)) for part in x.split(size)])
-
-    def decode(z: torch.Tensor) -> torch.Tensor:
-        return torch.cat([backbone.decode(part) for part in z.split(size)])
-
+    how: dict[str, Any] = {"batch": recipe.data.encode_batch, "device": recipe.device}
     latent = backbone.spec.latent
-    return check.round_trip(encode, decode, frames, mean=latent.mean, std=latent.std)
+    return check.round_trip(backbone.encode, backbone.decode, frames, mean=latent.mean, std=latent.std, **how)
 
 
 def _identity(recipe: Recipe, backbone: WanBackbone) -> Finding:
-    """A fresh adapter changes nothing, bit for bit."""
-    d = recipe.data
-    one = partial(sample, backbone, ["a ball"], seed=0, frames=d.frames, height=d.height, width=d.width, steps=1)
     adapter = fresh(recipe, backbone)
-    base = one()
-    with attach(backbone, adapter, mode=recipe.sampling.mode):
-        same = torch.equal(one(), base)
-    said = f"a fresh adapter of {sum(p.numel() for p in adapter.parameters()):,} parameters "
-    if same:
-        return Finding("identity", said + "changes nothing, bit for bit")
-    return Finding("identity", said + "changes the backbone's output: please report this", "error")
+    same = verify.unchanged(backbone, adapter, verify.Probe.of(recipe.data, steps=1, mode=recipe.sampling.mode))
+    return check.identity(same, "adapter", sum(p.numel() for p in adapter.parameters()))

@@ -23,7 +23,7 @@ from backbones import Text, WanBackbone, bundle, paths
 from pila import losses
 from pila.adapter import PilaAdapter
 from pila.config import Recipe
-from trainers import FitResult, InMemory, Length, MapStyle, Progress, Ramp, Stage, checkpoint, dump_config, fit
+from trainers import FitResult, InMemory, Length, MapStyle, Progress, Ramp, Stage, fit, run_folder
 from trainers.engine import Engine, launched
 
 __all__ = ["Trainer", "fresh", "ready", "save_bundle", "shift_of", "stages", "train"]
@@ -201,8 +201,7 @@ def train(
     plan = stages(recipe, adapter, backbone, data)
     if only is not None:
         plan = _until(plan, only)
-    if engine.main and not (out / "recipe.yaml").exists():
-        dump_config(recipe, out / "recipe.yaml")
+    run_folder.begin(out, recipe, engine)
     with backbone.frozen():
         result = fit(
             plan,
@@ -214,10 +213,7 @@ def train(
             engine=engine,
             quiet=quiet,
         )
-    if engine.main:
-        dump_config(recipe, out / "recipe.yaml")  # what a resumed run was finished with
-        save_bundle(adapter, backbone, out / "bundle", history=result.history)
-    engine.barrier()
+    run_folder.finish(out, recipe, engine, lambda home: save_bundle(adapter, backbone, home, history=result.history))
     return adapter, result
 
 
@@ -226,8 +222,7 @@ def ready(recipe: Recipe, backbone: WanBackbone, out: Path, *, resume: bool, onl
     plan = stages(recipe, fresh(recipe, backbone), backbone, InMemory({"latent": [0]}))
     if only is not None:
         _until(plan, only)
-    if not resume and (found := checkpoint.latest(out / "checkpoints")) is not None:
-        raise ValueError(f"{out} already holds a run ({found.name}): resume it with --resume, or choose another --out")
+    run_folder.unused(out, resume=resume)
 
 
 def fresh(recipe: Recipe, backbone: WanBackbone) -> PilaAdapter:

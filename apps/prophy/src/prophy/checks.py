@@ -3,14 +3,13 @@
 Nothing is written. Of a folder every record is read and a few clips are cut; of the simulated world a few are drawn.
 """
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from backbones import attach, sample
+from backbones import verify
 from prophy.adapter import count
 from prophy.config import Recipe
 from prophy.data import teacher_of, token_grid
@@ -22,10 +21,6 @@ from trainers import check, video
 from trainers.check import Finding
 
 __all__ = ["look"]
-
-FEW = 16
-"""Clips that are cut or drawn."""
-LISTED = 5
 
 
 def look(recipe: Recipe, backbone: Any, cache: Path) -> list[Finding]:
@@ -42,9 +37,7 @@ def look(recipe: Recipe, backbone: Any, cache: Path) -> list[Finding]:
     ]
     if getattr(adapter, "physical", None) is not None:
         found.append(Finding("physical blocks beside", str(adapter.physical.places)))
-    listed = "; ".join(f"{s.path}: {s.why}" for s in (*source.skipped, *source.notes)[:LISTED])
-    said = f"{len(source.clips)} of {d.source}, {len(source.skipped)} left out, {len(source.notes)} with a note"
-    found.append(Finding("records", f"{said} ({listed})" if listed else said, "warn" if listed else "ok"))
+    found.append(check.read(len(source.clips), f"of {d.source}", source.skipped, source.notes))
     found.append(_labels(recipe, source.clips))
     found += _pixels(recipe, backbone, source.clips)
     found.append(Finding("token targets", teacher_of(recipe)[0]))
@@ -62,15 +55,14 @@ def _labels(recipe: Recipe, clips: list[Clip]) -> Finding:
 
 
 def _pixels(recipe: Recipe, backbone: Any, clips: list[Clip]) -> list[Finding]:
-    few = [clips[i] for i in np.linspace(0, len(clips) - 1, min(FEW, len(clips))).astype(int)]
-    cuts = [_cut(clip) for clip in few]
+    cuts = [_cut(clip) for clip in check.few(clips)]
     frames = [cut.frames for cut in cuts if cut.frames is not None]
     found = check.lengths(cuts)
     if not frames:
         return found
-    latent = backbone.spec.latent
-    encode, decode = (partial(_batched, f, recipe) for f in (backbone.encode, backbone.decode))
-    return found + check.round_trip(encode, decode, np.stack(frames), mean=latent.mean, std=latent.std)
+    how: dict[str, Any] = {"batch": recipe.data.encode_batch, "device": recipe.device}
+    latent, films = backbone.spec.latent, np.stack(frames)
+    return found + check.round_trip(backbone.encode, backbone.decode, films, mean=latent.mean, std=latent.std, **how)
 
 
 def _cut(clip: Clip) -> check.Cut:
@@ -81,18 +73,6 @@ def _cut(clip: Clip) -> check.Cut:
     return check.Cut(clip.id, loaded.frames, video.jitter(loaded.times_s))
 
 
-def _batched(function: Any, recipe: Recipe, x: torch.Tensor) -> torch.Tensor:
-    return torch.cat([function(part.to(recipe.device)) for part in x.split(recipe.data.encode_batch)])
-
-
 def _identity(recipe: Recipe, backbone: Any, adapter: Any) -> Finding:
-    """A fresh adapter changes nothing, bit for bit."""
-    d = recipe.data
-    one = partial(sample, backbone, ["a ball"], seed=0, frames=d.frames, height=d.height, width=d.width, steps=1)
-    base = one()
-    with attach(backbone, adapter):
-        same = torch.equal(one(), base)
-    said = f"a fresh adapter of {count(adapter):,} parameters "
-    if same:
-        return Finding("identity", said + "changes nothing, bit for bit")
-    return Finding("identity", said + "changes the backbone's output: please report this", "error")
+    same = verify.unchanged(backbone, adapter, verify.Probe.of(recipe.data, steps=1))
+    return check.identity(same, "adapter", count(adapter))

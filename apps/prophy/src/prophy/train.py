@@ -23,7 +23,7 @@ from prophy import losses
 from prophy.adapter import ProphyAdapter
 from prophy.config import Recipe
 from prophy.wisa import WisaAdapter
-from trainers import FitResult, HeldOut, InMemory, Length, MapStyle, Progress, Stage, checkpoint, dump_config, fit
+from trainers import FitResult, HeldOut, InMemory, Length, MapStyle, Progress, Stage, fit, run_folder
 from trainers.data import take
 from trainers.engine import Engine, launched
 
@@ -186,8 +186,7 @@ def train(
     engine = engine or launched()
     adapter = fresh(recipe, backbone)
     standardise(adapter, data if said is None else said)
-    if engine.main and not (out / "recipe.yaml").exists():
-        dump_config(recipe, out / "recipe.yaml")
+    run_folder.begin(out, recipe, engine)
     held_out = None
     if held is not None and recipe.adapter != "wisa":
         look, clips = Trainer(recipe, adapter, backbone), min(HELD_CLIPS, len(held))
@@ -214,18 +213,15 @@ def train(
     finally:
         for model in backbone.transformers:
             model.disable_gradient_checkpointing()  # pyright: ignore
-    if engine.main:
-        dump_config(recipe, out / "recipe.yaml")  # what a resumed run was finished with
-        save_bundle(adapter, backbone, out / "bundle", history=result.history, teacher=teacher)
-    engine.barrier()
+    about: dict[str, Any] = {"history": result.history, "teacher": teacher}
+    run_folder.finish(out, recipe, engine, lambda home: save_bundle(adapter, backbone, home, **about))
     return adapter, result
 
 
 def ready(recipe: Recipe, backbone: Backbone, out: Path, *, resume: bool, only: str | None = None) -> None:
     """Refuse what `train` would refuse, before hours go into the cache: an unknown stage, a folder with a run."""
     _until(stages(recipe, fresh(recipe, backbone), backbone, InMemory({"latent": [0]})), only)
-    if not resume and (found := checkpoint.latest(out / "checkpoints")) is not None:
-        raise ValueError(f"{out} already holds a run ({found.name}): resume it with --resume, or choose another --out")
+    run_folder.unused(out, resume=resume)
 
 
 def save_bundle(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from backbones.bundle import Bundle
     from backbones.cogvideox import CogVideoXBackbone
     from backbones.loading import load, wrap
+    from backbones.recipe import load_for
     from backbones.sampling import noise, sample
     from backbones.vjepa2 import VJEPA2Encoder
     from backbones.wan import WanBackbone
@@ -53,6 +54,7 @@ __all__ = [
     "fresh_copy",
     "guards",
     "load",
+    "load_for",
     "lockstep",
     "lora",
     "noise",
@@ -82,6 +84,7 @@ _HOME = {
     "blocks_of": "blocks",
     "fresh_copy": "block_copy",
     "load": "loading",
+    "load_for": "recipe",
     "lockstep": "blocks",
     "noise": "sampling",
     "sample": "sampling",

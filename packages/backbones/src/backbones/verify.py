@@ -14,7 +14,7 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,12 +25,24 @@ from backbones import attach, sample
 from backbones import bundle as bundles
 from backbones.contract import Adapter, Backbone
 
-__all__ = ["Probe", "Verification", "change", "fresh", "record", "verify"]
+__all__ = ["Probe", "Verification", "change", "fresh", "record", "unchanged", "verify"]
 
 FILE = "verify.json"
 FORMAT = 1
 POINTS = 64  # values kept of each video
 SLACK = 0.05  # of the difference that the adapter makes
+
+
+@runtime_checkable
+class Sized(Protocol):
+    """What knows the size of clips (the `data` of a recipe)."""
+
+    @property
+    def frames(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def width(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,11 @@ class Probe:
     frames: int = 0
     height: int = 0
     width: int = 0
+
+    @classmethod
+    def of(cls, clip: "Sized", **how: Any) -> "Probe":
+        """A probe of the size of a recipe's clips."""
+        return cls(frames=clip.frames, height=clip.height, width=clip.width, **how)
 
     def on(self, backbone: Backbone) -> "Probe":
         """Fill in the sizes for a backbone."""
@@ -164,6 +181,12 @@ def change(backbone: Backbone, adapter: Any, probe: Probe | None = None) -> floa
     """Give the mean absolute difference that an adapter, or the bundle in a folder, makes to a probe's video."""
     plain, corrected = _sample(backbone, adapter, (probe or Probe()).on(backbone))
     return float((corrected - plain).abs().mean())
+
+
+def unchanged(backbone: Backbone, adapter: Any, probe: Probe | None = None) -> bool:
+    """Tell whether an adapter leaves a probe's video as it is, bit for bit, as a fresh one does."""
+    plain, corrected = _sample(backbone, adapter, (probe or Probe()).on(backbone))
+    return torch.equal(plain, corrected)
 
 
 def _sample(

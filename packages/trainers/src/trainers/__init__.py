@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from . import cache, checkpoint, data, show, video
+from . import cache, checkpoint, data, run_folder, show, video
 from .atomic import write_bytes, write_text
 from .buckets import Buckets, sizes_of
 from .cache import Cache
@@ -71,6 +71,7 @@ __all__ = [
     "override",
     "read_records",
     "report",
+    "run_folder",
     "show",
     "sizes_of",
     "video",

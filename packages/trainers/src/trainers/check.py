@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -20,10 +20,28 @@ from rich.table import Table
 from torch import Tensor
 
 from . import video
+from .data import Skipped
 from .guards import TrainingWarning
 from .ramps import RecursiveRamp, expected_resets
 
-__all__ = ["Cut", "Finding", "coverage", "cut", "disk", "lengths", "resets", "round_trip", "show"]
+__all__ = [
+    "FEW",
+    "Cut",
+    "Finding",
+    "coverage",
+    "cut",
+    "disk",
+    "few",
+    "identity",
+    "lengths",
+    "read",
+    "resets",
+    "round_trip",
+    "show",
+]
+
+T = TypeVar("T")
+
 
 PSNR_DB = (20.0, 25.0)
 """Below the first a round trip is an error, below the second a warning: our choice (video autoencoders have 28 or
@@ -38,6 +56,8 @@ their pixels are still."""
 RARE = 0.01
 """A category with fewer clips than this share is warned about: our choice."""
 LISTED = 5
+FEW = 16
+"""Clips that are cut or made to be looked at: our choice."""
 
 
 @dataclass(frozen=True)
@@ -66,18 +86,22 @@ def round_trip(
     *,
     mean: Sequence[float],
     std: Sequence[float],
+    batch: int | None = None,
+    device: str = "cpu",
 ) -> list[Finding]:
     """Encode and decode clips: is the picture still there, and are the latents normalised?
 
     `encode` takes a video (n, 3, t, h, w) in [-1, 1] and gives *normalised* latents (n, c, t, h, w), `decode` the
-    reverse; `mean` and `std` are those that the latents are normalised with. Latents that lie nearer to another
-    convention (not normalised, normalised twice) than to mean 0 and deviation 1 are an error, and so is a picture that
-    a straight line through its values would mend: then the range of the pixels is wrong.
+    reverse, both on `device` and `batch` clips at once (none: all); `mean` and `std` are those that the latents are
+    normalised with. Latents that lie nearer to another convention (not normalised, normalised twice) than to mean 0 and
+    deviation 1 are an error, and so is a picture that a straight line through its values would mend: then the range of
+    the pixels is wrong.
     """
     pictures = torch.from_numpy(frames).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+    size = batch or len(pictures)
     with torch.no_grad():
-        latents = encode(pictures)
-        again = decode(latents).float().cpu()
+        latents = torch.cat([encode(part.to(device)) for part in pictures.split(size)])
+        again = torch.cat([decode(part) for part in latents.split(size)]).float().cpu()
     return [_picture(pictures, again), _statistics(latents.float().cpu(), mean, std)]
 
 
@@ -123,6 +147,32 @@ def _statistics(latents: Float[Tensor, "n c t h w"], mean: Sequence[float], std:
         level = "error" if far[""] > BAND[2] else "warn"
         return Finding("latents", f"{said}: another autoencoder's mean and deviation, or another range?", level)
     return Finding("latents", said)
+
+
+def few(items: Sequence[T]) -> list[T]:
+    """Pick the items to look at, spread evenly from the first to the last.
+
+    >>> few(list(range(31)))
+    [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30]
+    """
+    return [items[i] for i in np.linspace(0, len(items) - 1, min(FEW, len(items))).astype(int)]
+
+
+def read(found: int, what: str, skipped: Sequence[Skipped], notes: Sequence[Skipped] = ()) -> Finding:
+    """Say how many records were found, and name some of those that were left out or have a note."""
+    told = [*skipped, *notes]
+    listed = "; ".join(f"{s.path}: {s.why}" for s in told[:LISTED])
+    listed += f"; and {len(told) - LISTED} more" * (len(told) > LISTED)
+    said = f"{found} {what}, {len(skipped)} left out" + (f", {len(notes)} with a note" if notes else "")
+    return Finding("records", f"{said}: {listed}" if told else said, "warn" if told else "ok")
+
+
+def identity(same: bool, what: str, parameters: int) -> Finding:
+    """Say whether a fresh adapter changes nothing, bit for bit."""
+    said = f"a fresh {what} of {parameters:,} parameters"
+    if same:
+        return Finding("identity", f"{said} changes nothing, bit for bit")
+    return Finding("identity", f"{said} changes the backbone's output: please report this", "error")
 
 
 def cut(paths: Iterable[str | Path], spec: video.ClipSpec) -> list[Cut]:

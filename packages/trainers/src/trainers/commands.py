@@ -1,60 +1,47 @@
 """The frame of an app's command line: what every verb of every app does alike.
 
-Every command takes `--config RECIPE.yaml` (or the name of a shipped recipe; none: `tiny`) and `--set a.b=c`. What a
-user got wrong is one red line and exit code 1 (2 for a wrong command line, 130 for Ctrl-C), never a traceback. Results
-go to stdout; progress, warnings and what to do next go to stderr. Of several processes (torchrun, accelerate launch)
-the first speaks, and all say what went wrong.
+What a user got wrong is one red line and exit code 1 (2 for a wrong command line, 130 for Ctrl-C), never a traceback.
+Results go to stdout; progress, warnings and what to do next go to stderr. Of several processes (torchrun, accelerate
+launch) the first speaks, and all say what went wrong.
 
     app = new_app("What it is.")
 
     @app.command()
     @friendly
-    def cache(config: Config = None, set_: Set = None, quiet: Quiet = False) -> None: ...
+    def cache(chosen: Chosen, root: Cached = Path("runs/cache"), quiet: Quiet = False) -> None: ...
+
+The options are in `trainers.options`, the verbs that are the same in every method in `trainers.method`.
 """
 
 import functools
 import json
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from .data import Skipped
+from .options import Chosen, spread
 
 if TYPE_CHECKING:
     from .job import Job
     from .stage import Stage
 
 __all__ = [
-    "AsJson",
-    "Bundled",
-    "Bundles",
-    "Cached",
-    "Captions",
-    "Config",
-    "Efficiency",
-    "EngineName",
-    "Gpus",
-    "HowMany",
-    "Kept",
-    "Measured",
-    "Out",
-    "Processes",
-    "Quiet",
-    "Set",
-    "Split",
     "asked_by",
     "errors",
     "friendly",
     "hint",
     "left_out",
+    "line",
     "new_app",
     "recipe_in",
     "show_plan",
@@ -73,26 +60,6 @@ shown = Console(width=None if sys.stdout.isatty() else 120)
 """Results; a pipe has no width, and tables shall not wrap there."""
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
-Config = Annotated[str | None, typer.Option("--config", help="recipe file, or the name of a shipped one")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="override of the recipe, a.b=c (repeatable)")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bars")]
-Cached = Annotated[Path, typer.Option("--cache", help="folder of the cache")]
-Out = Annotated[Path, typer.Option("--out", help="folder of the run")]
-Bundled = Annotated[Path | None, typer.Option("--bundle", help="folder of a trained bundle (none: the shipped one)")]
-Bundles = Annotated[
-    list[Path] | None, typer.Option("--bundle", help="folder of a trained bundle (repeatable; none: the shipped one)")
-]
-Gpus = Annotated[list[str] | None, typer.Option("--gpu", help="GPU of the list (repeatable; none: all)")]
-EngineName = Annotated[str, typer.Option("--engine", help="one, ddp, zero1..3, zero2-offload, fsdp2")]
-Processes = Annotated[int, typer.Option("--processes", min=1, help="GPUs that share the run")]
-Measured = Annotated[Path | None, typer.Option("--measured", help="lines of `time` to go by")]
-Efficiency = Annotated[float | None, typer.Option("--efficiency", help="share of the GPU's peak")]
-HowMany = Annotated[int | None, typer.Option("--clips", min=1, help="of data that are not on this machine")]
-AsJson = Annotated[bool, typer.Option("--json", help="everything as one JSON object")]
-Captions = Annotated[int, typer.Option("--clips", min=1, help="captions a mechanism")]
-Split = Annotated[str, typer.Option("--split", help="val, test or ood (ranges that training never shows)")]
-Kept = Annotated[Path | None, typer.Option("--keep", help="folder for parts: the same command goes on after a stop")]
-
 
 def new_app(help: str) -> typer.Typer:
     """Make an app without commands: no tracebacks of its own, and help where no command is given."""
@@ -100,7 +67,10 @@ def new_app(help: str) -> typer.Typer:
 
 
 def friendly(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn what a user got wrong into one red line, and warnings into yellow ones, each said once."""
+    """Turn what a user got wrong into one red line, and warnings into yellow ones, each said once; the fields of the
+    bundles that the command takes become its options (`options.spread`).
+    """
+    command = spread(command)
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -123,8 +93,35 @@ def friendly(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def hint(what: str) -> None:
-    """Say what to do next."""
+    """Say what to do next; a command (`line`) stands in backquotes, to be copied as it is."""
     errors.print(f"next: {what}", style="dim", markup=False)
+
+
+def line(app: str, verb: str, *words: object, chosen: Chosen | None = None, **options: object) -> str:
+    """Write a command so that it can be copied: as this one was called, with its `--config` and `--set`, quoted for the
+    shell, in backquotes. An option that is None or False is left out, True is a flag, a list stands again and again.
+
+    >>> line("pila", "train", chosen=Chosen("my recipe.yaml", ["steps=2"]), cache="runs/cache", resume=True)
+    "`pila train --config 'my recipe.yaml' --set steps=2 --cache runs/cache --resume`"
+    """
+    given = {"config": chosen.config, "set": chosen.set_} if chosen is not None else {}
+    parts = [_called(app), verb, *(shlex.quote(str(word)) for word in words)]
+    for name, value in {**given, **options}.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            parts.append(flag)
+        elif value is not None and value is not False:
+            several = value if isinstance(value, list | tuple) else [value]
+            parts += [f"{flag} {shlex.quote(str(one))}" for one in several]
+    return f"`{' '.join(parts)}`"
+
+
+def _called(app: str) -> str:
+    """How to call an app in the way that this process was."""
+    start = Path(sys.argv[0])
+    if start.name == "cli.py":
+        return f"python -m {app}.cli"
+    return f"uv run {app}" if start.stem == app and "UV_RUN_RECURSION_DEPTH" in os.environ else app
 
 
 def left_out(skipped: Iterable[Skipped], notes: Iterable[Skipped] = ()) -> None:
@@ -170,38 +167,38 @@ def show_plan(
     *,
     gpu: Sequence[str] | None,
     engine: str,
-    processes: int,
+    processes: int | None,
     measured: Path | None,
     efficiency: float | None,
     as_json: bool,
     stages: "Callable[[], Sequence[Stage]] | None" = None,
 ) -> None:
-    """Print what a run needs: its stages, memory for each GPU, cache, hours and the largest batch.
+    """Print what a run needs: its stages, memory for each GPU, cache, hours and the largest batch. Without `processes`
+    one to eight of the GPUs stand beside one another (`trainers.fleet`).
 
     `describe` counts work, which takes seconds: what is wrong with the other arguments is said before.
     """
-    from . import gpus, sheet
+    from . import fleet, gpus, sheet
     from . import plan as plans
     from .footprint import check_engine
 
-    chosen = [gpus.named(name) for name in gpu] if gpu else gpus.known()
+    several = processes is None
+    usual = [gpus.named(name) for name in fleet.USUAL] if several else gpus.known()
+    chosen = [gpus.named(name) for name in gpu] if gpu else usual
     lines = plans.read_measured(measured) if measured is not None else []
+    said, processes = engine, processes or 1
     engine = engine or ("one" if processes == 1 else "ddp")
     check_engine(engine, processes)
-    made = plans.make(
-        describe(),
-        chosen,
-        engine=engine,
-        processes=processes,
-        efficiency=plans.EFFICIENCY if efficiency is None else efficiency,
-        measured=lines,
-    )
+    job = describe()
+    how: dict[str, Any] = {"efficiency": efficiency, "measured": lines}
+    made = plans.make(job, chosen, engine=engine, processes=processes, **how)
+    table = fleet.cells(job, chosen, engine=said, **how) if several else ()
     if as_json:
-        print(json.dumps(made.to_dict()))
+        print(json.dumps(made.to_dict() | {"fleet": [cell.to_dict() for cell in table]}))
         return
     if stages is not None:
         shown.print(sheet.stages(stages()))
-    sheet.show(made, shown)
+    sheet.show(made, shown, table)
 
 
 _said: set[str] = set()

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from trainers.commands import Quiet, Set, friendly, hint, shown
+from trainers.commands import friendly, hint, shown
+from trainers.options import Quiet, Set
 
 __all__ = ["pipe"]
 
