@@ -1,13 +1,15 @@
 """What the own block loop and its taps cost against the stock forward of diffusers, interleaved in one run.
 
     OMP_NUM_THREADS=1 uv run python benchmarks/backbones_taps.py [--rounds 40] [--device cuda --real] [--out FILE.json]
+    uv run python benchmarks/backbones_taps.py --toy --rounds 2        # tries the script
 
 Each round runs every variant once, in an order that rotates, and divides its time by that round's stock forward: median
 ratio and quartiles over the rounds. "stock again" is the stock forward a second time: the noise of the measurement.
 On a CPU the time is CPU time of the process, which other work on the machine disturbs least, and the process keeps its
 heap between forwards, as a GPU's caching allocator does: with glibc's defaults the memory that taps hold is given back
 and mapped anew in every forward, which alone costs some per cent. On a GPU it is wall time, synchronised.
-`--real` takes Wan 2.1 1.3B at 81 x 480 x 832 and CogVideoX 5B at 49 x 480 x 720 with random bfloat16 weights.
+`--real` takes Wan 2.1 1.3B at 81 x 480 x 832 and CogVideoX 5B at 49 x 480 x 720 with random bfloat16 weights. One JSON
+line a variant.
 """
 
 import argparse
@@ -30,11 +32,11 @@ from backbones import blocks_of, taps
 HEAP = {f"MALLOC_{name}_": "8000000000" for name in ("TRIM_THRESHOLD", "MMAP_THRESHOLD")}  # glibc: keep the heap
 
 
-def wan(*, real: bool, device: str) -> tuple[Any, dict[str, Any]]:
-    """Build a Wan and its inputs: 1.3 B on 32,760 tokens, or 8 blocks of width 256 on 1,280."""
+def wan(*, real: bool, toy: bool, device: str) -> tuple[Any, dict[str, Any]]:
+    """Build a Wan and its inputs: 1.3 B on 32,760 tokens, or 8 blocks of width 256 on 1,280 (a toy: 2 on 20)."""
     dtype = torch.bfloat16 if real else torch.float32
     heads, head, layers, ffn, text = (12, 128, 30, 8960, 4096) if real else (4, 64, 8, 1024, 64)
-    size = (21, 60, 104) if real else (5, 32, 32)
+    layers, size = (layers, (21, 60, 104) if real else (5, 32, 32)) if not toy else (2, (5, 4, 4))
     with torch.device(device):
         model: Any = WanTransformer3DModel(
             num_attention_heads=heads, attention_head_dim=head, num_layers=layers, ffn_dim=ffn, text_dim=text
@@ -46,11 +48,11 @@ def wan(*, real: bool, device: str) -> tuple[Any, dict[str, Any]]:
         }
 
 
-def cogvideox(*, real: bool, device: str) -> tuple[Any, dict[str, Any]]:
-    """Build a CogVideoX and its inputs: 5 B on 17,550 tokens, or 8 blocks of width 256 on 1,280."""
+def cogvideox(*, real: bool, toy: bool, device: str) -> tuple[Any, dict[str, Any]]:
+    """Build a CogVideoX and its inputs: 5 B on 17,550 tokens, or 8 blocks of width 256 on 1,280 (a toy: 2 on 20)."""
     dtype = torch.bfloat16 if real else torch.float32
     heads, layers, text = (48, 42, 4096) if real else (4, 8, 64)
-    t, y, x = (13, 60, 90) if real else (5, 32, 32)
+    layers, (t, y, x) = (layers, (13, 60, 90) if real else (5, 32, 32)) if not toy else (2, (5, 4, 4))
     with torch.device(device):
         model: Any = CogVideoXTransformer3DModel(
             num_attention_heads=heads,
@@ -119,7 +121,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--real", action="store_true", help="the real sizes (needs about 40 GB)")
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument("--real", action="store_true", help="the real sizes (needs about 40 GB)")
+    sizes.add_argument("--toy", action="store_true", help="two blocks on 20 tokens, to try the script")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     args = parser.parse_args()
     if args.device == "cpu":
@@ -127,24 +131,21 @@ def main() -> None:
             os.execve(sys.executable, [sys.executable, *sys.argv], {**HEAP, **os.environ})  # read at start-up alone
         torch.set_num_threads(1)
     logging.set_verbosity_error()  # it warns of casts
-    result: dict[str, Any] = {
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu, one thread",
-        "rounds": args.rounds,
-        "real": args.real,
-    }
+    device = torch.cuda.get_device_name() if args.device == "cuda" else "cpu, one thread"
+    about = {"torch": torch.__version__, "device": device, "rounds": args.rounds, "real": args.real, "toy": args.toy}
+    lines = []
     for name, build in (("wan", wan), ("cogvideox", cogvideox)):
         torch.manual_seed(0)
-        model, kwargs = build(real=args.real, device=args.device)
+        model, kwargs = build(real=args.real, toy=args.toy, device=args.device)
         model.eval().requires_grad_(False)
         with torch.no_grad():
-            result[name] = measure(variants(model, kwargs), rounds=args.rounds, device=args.device)
-        print(f"{name}: stock forward {result[name]['stock']['seconds']} s")
-        for variant, row in result[name].items():
-            if variant != "stock":
-                print(f"  {variant:40s} {row['ratio']:.4f}  ({row['quartile_1']:.4f} .. {row['quartile_3']:.4f})")
+            found = measure(variants(model, kwargs), rounds=args.rounds, device=args.device)
+        stock = found.pop("stock")["seconds"]
+        for variant, row in found.items():
+            lines.append({**about, "model": name, "variant": variant, **row, "stock_seconds": stock})
+            print(json.dumps(lines[-1]), flush=True)
     if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        args.out.write_text(json.dumps(lines, indent=1) + "\n")
 
 
 if __name__ == "__main__":

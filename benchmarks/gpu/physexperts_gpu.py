@@ -5,6 +5,7 @@
 
 Gated experts in bf16 with the same weights and the same routing: physexperts (its native and its own loop, eager and
 compiled), transformers' eager, grouped_mm and sonicmoe, and scattermoe; what does not install is a line that says so.
+One JSON line a measurement.
 Checks before any timing: every candidate gives the same output, two runs of ours give the same bits, and a forward and
 backward under CUDA's sync detector waits for nothing. Medians over interleaved rounds, timed by events on a GPU. The
 goals: within 10 % of the best peer, router and statistics at most 5 % of the mixture.
@@ -87,8 +88,10 @@ def scattermoe(module: GLUExperts, k: int) -> Callable[[Tensor, Tensor, Tensor],
     return lambda x, index, weights: peer(x, weights, index)
 
 
-def candidates(module: GLUExperts, sample: tuple[Tensor, Tensor, Tensor], k: int, device: str) -> dict[str, Callable]:
-    """Every way to run that installs and agrees with the loop."""
+def candidates(
+    module: GLUExperts, sample: tuple[Tensor, Tensor, Tensor], k: int, device: str, *, eager: bool
+) -> dict[str, Callable]:
+    """Every way to run that installs and agrees with the loop; with `eager` without what is compiled."""
     native = GLUExperts(len(module), module.down_proj.shape[1], module.down_proj.shape[2], implementation="grouped_mm")
     loop = GLUExperts(len(module), module.down_proj.shape[1], module.down_proj.shape[2], implementation="loop")
     makers: dict[str, Callable[[], Callable]] = {
@@ -98,6 +101,8 @@ def candidates(module: GLUExperts, sample: tuple[Tensor, Tensor, Tensor], k: int
         **{f"transformers {name}": (lambda name=name: theirs(module, name, device)) for name in PEERS},
         "scattermoe": lambda: scattermoe(module, k),
     }
+    if eager:
+        del makers["physexperts native compiled"]
     for made in (native, loop):
         made.to(device, module.down_proj.dtype).load_state_dict(module.state_dict())
     found: dict[str, Callable] = {"physexperts auto": module}
@@ -147,12 +152,22 @@ def main() -> None:
     parser.add_argument("--experts", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--eager", action="store_true", help="without what is compiled")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     n, c, k, device = args.tokens, args.dim, args.k, args.device
     if device == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    rows = []
+    about = {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "torch": torch.__version__}
+    lines: list[dict[str, object]] = []
+
+    def report(experts: int, what: str, found: dict[str, dict]) -> None:
+        for who, figures in found.items():
+            lines.append(
+                {**about, "experts": experts, "tokens": n, "dim": c, "k": k, "what": what, "who": who, **figures}
+            )
+            print(json.dumps(lines[-1]), flush=True)
+
     for experts in args.experts:
         torch.manual_seed(0)
         module = GLUExperts(experts, c, c // 2).to(device, torch.bfloat16)
@@ -163,14 +178,8 @@ def main() -> None:
         with torch.no_grad():
             routing = router(x)
         sample = (x, routing.indices, routing.weights.to(x.dtype))
-        row: dict[str, object] = {
-            "experts": experts,
-            "tokens": n,
-            "dim": c,
-            "k": k,
-            "checks": check(mixture, x, device),
-        }
-        runs = candidates(module, sample, k, device)
+        report(experts, "checks", {"mixture": check(mixture, x, device)})
+        runs = candidates(module, sample, k, device, eager=args.eager)
 
         def forward(run: Callable, sample: tuple[Tensor, Tensor, Tensor] = sample) -> Callable[[], None]:
             def once() -> None:
@@ -184,8 +193,9 @@ def main() -> None:
         ) -> Callable[[], None]:
             return lambda: run(*sample).backward(seed)
 
-        row["forward"] = interleaved({name: forward(run) for name, run in runs.items()}, args.repeats, device)
-        row["forward+backward"] = interleaved({name: both(run) for name, run in runs.items()}, args.repeats, device)
+        for what, form in (("forward", forward), ("forward and backward", both)):
+            timed = interleaved({name: form(run) for name, run in runs.items()}, args.repeats, device)
+            report(experts, what, timed)
 
         def experts_alone(module: GLUExperts = module, sample: tuple = sample, seed: Tensor = seed) -> None:
             module(*sample).backward(seed)
@@ -194,13 +204,11 @@ def main() -> None:
             mixed = mixture(x)
             torch.autograd.backward([mixed.delta, sum(mixed.losses.values(), mixed.losses["z"] * 0)], [seed, None])
 
-        row["routing"] = interleaved({"experts": experts_alone, "mixture": whole}, args.repeats, device)
-        rows.append(row)
-        print(json.dumps(row), flush=True)
+        routed = {"experts": experts_alone, "mixture": whole}
+        report(experts, "forward and backward, with its router", interleaved(routed, args.repeats, device))
     if args.out:
-        name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
         part = args.out.with_name(args.out.name + ".part")
-        part.write_text(json.dumps({"device": name, "torch": torch.__version__, "rows": rows}, indent=1) + "\n")
+        part.write_text(json.dumps(lines, indent=1) + "\n")
         part.replace(args.out)
 
 

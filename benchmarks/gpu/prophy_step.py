@@ -21,10 +21,10 @@ import torch
 
 from backbones import Text, attach, configs, paths, tiny_families
 from backbones.loading import wrap
-from prophy.adapter import answering
 from prophy.config import Recipe, load_recipe
 from prophy.data import token_grid
 from prophy.labels import names
+from prophy.quantities import COUNT
 from prophy.train import Trainer, fresh
 from trainers import Progress
 
@@ -57,6 +57,7 @@ def batch_of(recipe: Recipe, backbone: Any, device: str) -> dict[str, torch.Tens
         "labels": torch.eye(known)[:1] + torch.eye(known)[1:2],
         "target": target,
         "active": target > 0,
+        "quantities": torch.randn(1, COUNT, generator=g),
     }
     return {name: value.to(device) for name, value in batch.items()}
 
@@ -87,13 +88,12 @@ def one_round(backbone: Any, recipes: dict[str, Recipe], device: str, steps: int
         found["base, forward"] = timed(device, lambda _: backbone.predict(x_s, sigma, text), steps)
     for name, recipe in recipes.items():
         adapter = fresh(recipe, backbone)
-        with torch.no_grad(), attach(backbone, adapter) as attached:
+        with torch.no_grad(), attach(backbone, adapter, in_predict=True) as attached:
             attached.prepare(["a ball"], text)
-        with torch.no_grad(), answering(backbone, adapter):
             found[f"{name}, forward"] = timed(device, lambda _: backbone.predict(x_s, sigma, text), steps)
         optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-5, fused=True)
         backbone.transformer.enable_gradient_checkpointing()
-        with answering(backbone, adapter):
+        with attach(backbone, adapter, in_predict=True):
             adapter.train()
             trainer = Trainer.__new__(Trainer)  # its own text encoder is not there
             trainer.recipe, trainer.adapter, trainer.backbone, trainer.empty = recipe, adapter, backbone, text
