@@ -25,7 +25,7 @@ from bench import results
 from bench.ablation_results import assemble
 from bench.ablation_table import SAMPLING, Ablations, Job, choose
 from bench.results import Result
-from trainers import show
+from trainers import show, write_text
 from trainers.commands import errors
 
 TAIL = 1500
@@ -147,7 +147,4 @@ def _agree(out: Path, table: Ablations, config: str | None, sets: Sequence[str])
     content = {"app": table.app, "config": config or table.config, "set": list(sets)}
     if path.is_file() and (known := yaml.safe_load(path.read_text(encoding="utf-8"))) != content:
         raise ValueError(f"expected the folder of {content}, got {out} with runs of {known}: take another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.tmp")
-    part.write_text(yaml.safe_dump(content), encoding="utf-8")
-    part.replace(path)
+    write_text(path, yaml.safe_dump(content))

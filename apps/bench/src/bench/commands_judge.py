@@ -16,6 +16,7 @@ from bench.commands_official import (
     show_problems,
     show_result,
 )
+from trainers import write_text
 from trainers.commands import errors, friendly, hint, shown
 from trainers.options import Quiet
 
@@ -134,7 +135,6 @@ def judge_calibrate(
     from bench.judge import calibrate, run
     from bench.judge.frames import Look
     from bench.judge.result import shown as drawn
-    from bench.official import tables
     from bench.official.prompts import DATA
     from trainers.show import bar
 
@@ -164,7 +164,7 @@ def judge_calibrate(
         labels=labels,
         missing=len(missing),
     )
-    file = tables.replace(out / "calibration.json", found.model_dump_json(indent=1) + "\n")
+    file = write_text(out / "calibration.json", found.model_dump_json(indent=1) + "\n")
     for table in drawn(found):
         shown.print(table)
     _show_failed(answers.failed)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trainers import write_text
 from trainers.commands import errors, friendly, hint, shown
 from trainers.options import Quiet
 
@@ -185,7 +186,7 @@ def vbench_terms(
     """Work out a dimension of VBench that needs no judge, in VBench's own format of results."""
     import json
 
-    from bench.official import folder, tables, vbench_terms
+    from bench.official import folder, vbench_terms
     from trainers.show import track
 
     if not videos.is_dir() or not (paths := folder.names_of(videos)):
@@ -195,7 +196,7 @@ def vbench_terms(
     score = vbench_terms.total(dimension, list(results.values()))
     entries = [{"video_path": path, "video_results": result} for path, result in results.items()]
     file = out / f"{name}_{dimension}_eval_results.json"
-    tables.replace(file, json.dumps({dimension: [score, entries]}, indent=1) + "\n")
+    write_text(file, json.dumps({dimension: [score, entries]}, indent=1) + "\n")
     shown.print(f"{dimension} {score:.4f} over {len(entries)} videos, in {file}", markup=False)
 
 
@@ -247,12 +248,12 @@ def checked(
 
 def show_problems(problems: "Sequence[Problem]", out: Path) -> None:
     """Show the first problems, and write all of them to `out`."""
-    from bench.official import folder, tables
+    from bench.official import folder
 
     if not problems:
         (out / "problems.csv").unlink(missing_ok=True)
         return
-    tables.replace(out / "problems.csv", folder.written(problems))
+    write_text(out / "problems.csv", folder.written(problems))
     for problem in problems[:SHOWN_PROBLEMS]:
         errors.print(f"{problem.kind}: {problem.name}: {problem.text}", style="yellow", markup=False)
     if len(problems) > SHOWN_PROBLEMS:

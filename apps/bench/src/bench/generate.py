@@ -10,7 +10,6 @@ each mechanism are kept as videos that a browser plays, with what there is to se
 
 import json
 import multiprocessing
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -26,7 +25,7 @@ from bench.evidence import evidence
 from bench.references import Film, reference, to_bytes
 from physworld import FPS, SIZE
 from physworld.evaluation import Maker, Scored, evaluate, noise_seeds
-from trainers import video
+from trainers import video, write_text
 
 KEPT = 3
 """Clips a mechanism that are kept as videos, of the first noise seed and training run: the first ones, not the best."""
@@ -159,7 +158,7 @@ def _keeping(make: Maker, order: Order) -> Maker:
             if seed - first < KEPT:
                 path = kept(order, seed - first)
                 video.write(path, film, FPS, scale=max(1, -(-VISIBLE // film.shape[1])), crf=16)
-                _write(path.with_suffix(".json"), json.dumps(evidence(caption, film)))
+                write_text(path.with_suffix(".json"), json.dumps(evidence(caption, film)))
         return films
 
     return keep
@@ -182,9 +181,3 @@ def _backbone(name: str, device: str) -> Any:
     import backbones
 
     return backbones.load(name, device=device)
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)

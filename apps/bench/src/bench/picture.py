@@ -4,6 +4,7 @@ The first clip of each group is shown, not the best. Frames are enlarged or thin
 interpolation's blur would be read as the model's.
 """
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 
 from bench import results
 from bench.results import video_path
-from trainers import video
+from trainers import video, write_bytes
 
 FRAMES = 5
 SIDE = 96
@@ -44,11 +45,9 @@ def save_picture(folder: Path, path: Path, sources: tuple[str, ...] | None = Non
         box = axes[0, column].get_position()
         name = "simulated (real)" if source == "real" else source
         figure.text((box.x0 + box.x1) / 2, 0.985, name, ha="center", va="center", fontsize=10, weight="bold")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".tmp")
-    figure.savefig(part, format="png")
-    part.replace(path)
-    return path
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return write_bytes(path, content.getvalue())
 
 
 def strip(film: UInt8[np.ndarray, "t h w 3"]) -> UInt8[np.ndarray, "h2 w2 3"]:

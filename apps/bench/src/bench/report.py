@@ -9,7 +9,6 @@ import base64
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,6 +24,7 @@ from bench.live import curves, read_log
 from bench.published import MARK, Block, published
 from bench.results import Comparison, Result
 from physworld.paired import expected_by_chance
+from trainers import write_text
 
 SHOWN = 2
 """Clips a group that are shown: the first ones, not the best."""
@@ -117,12 +117,7 @@ class RunView:
 
 def write(paths: Sequence[Path], out: Path, *, each: int = SHOWN) -> Path:
     """Write one page for results in files or folders; it appears whole or not at all."""
-    page = render(paths, each=each)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f"{out.name}.{os.getpid()}.tmp")
-    part.write_text(page, encoding="utf-8")
-    part.replace(out)
-    return out
+    return write_text(out, render(paths, each=each))
 
 
 def render(paths: Sequence[Path], *, each: int = SHOWN) -> str:

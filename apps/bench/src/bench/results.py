@@ -13,12 +13,13 @@ null. The file holds no date and nothing of the machine, so that the same bytes 
 import hashlib
 import json
 import math
-import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from trainers import write_text
 
 SCHEMA_VERSION = 1
 FILE = "result.json"
@@ -247,11 +248,7 @@ def read(path: Path) -> Result:
 def write(result: Result, path: Path) -> Path:
     """Write a result to a file, or as `result.json` into a folder; it appears whole or not at all."""
     file = path if path.suffix == ".json" else path / FILE
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    part.write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    part.replace(file)
-    return file
+    return write_text(file, result.model_dump_json(indent=1) + "\n")
 
 
 def digest(content: Any) -> str:

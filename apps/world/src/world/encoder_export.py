@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from trainers import load_config
+from trainers import load_config, write_text
 from world.encoder import EncoderRecipe
 from world.probe import DIMENSIONS, Ratio, table
 
@@ -105,7 +105,4 @@ def _card(facts: dict[str, Any], recipe: EncoderRecipe, ratios: list[Ratio]) -> 
 
 def save_probe(ratios: list[Ratio], path: Path) -> None:
     """Write the ratios as JSON, by rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    part.write_text(json.dumps([asdict(r) for r in ratios], indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+    write_text(path, json.dumps([asdict(r) for r in ratios], indent=1) + "\n")

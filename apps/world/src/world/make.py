@@ -166,7 +166,9 @@ def read_fields(path: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray
 
 def _agree(path: Path, settings: dict[str, Any]) -> None:
     if not path.exists():
-        _replace(path, json.dumps(settings, indent=1).encode())
+        from trainers import write_text
+
+        write_text(path, json.dumps(settings, indent=1))
         return
     found = json.loads(path.read_text(encoding="utf-8"))
     if found != settings:
@@ -220,10 +222,6 @@ def _write_fields(path: Path, clip: Clip) -> None:
 
 
 def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:
-    _replace(path, "".join(json.dumps(record) + "\n" for record in records).encode())
+    from trainers import write_text
 
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    write_text(path, "".join(json.dumps(record) + "\n" for record in records))

@@ -3,6 +3,7 @@
 Pixels stay squares, because at 32 pixels the eye would otherwise read an interpolation's blur as the model's.
 """
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,11 +40,11 @@ def save_sheet(
         axes.imshow(picture, interpolation="nearest")
         axes.set_title(caption, fontsize=9, loc="left", pad=3)
         axes.axis("off")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, format="png")
-    temporary.replace(path)
-    return path
+    from trainers import write_bytes
+
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
+    return write_bytes(path, drawn.getvalue())
 
 
 def strip(video: UInt8[np.ndarray, "t h w 3"], frames: int) -> UInt8[np.ndarray, "h w2 3"]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import checkpoint
+from .atomic import write_text
 
 __all__ = ["Log", "read"]
 
@@ -86,7 +87,5 @@ def _cut(path: Path, from_step: int) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     kept = read(path, to_step=from_step)
-    part = path.with_suffix(".tmp")
-    part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    part.replace(path)
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
     return kept

@@ -10,7 +10,6 @@ import importlib
 import inspect
 import io
 import json
-import os
 import textwrap
 import tokenize
 from functools import cache
@@ -19,6 +18,8 @@ from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
+
+from .atomic import write_text
 
 __all__ = ["comments", "find", "schema", "write"]
 
@@ -59,10 +60,7 @@ def find(name: str) -> type[BaseModel]:
 
 def write(cls: type[BaseModel], path: Path) -> Path:
     """Write the schema of a recipe; the file appears whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    part.write_text(json.dumps(schema(cls), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(path)
-    return path
+    return write_text(path, json.dumps(schema(cls), indent=1, ensure_ascii=False) + "\n")
 
 
 @cache

@@ -17,6 +17,7 @@ from bench.judge.frames import Look, chosen, fingerprint
 from bench.judge.questions import Question, rating
 from bench.official import tables
 from bench.results import digest
+from trainers import write_text
 
 ANSWERS = "answers.jsonl"
 HOPELESS = 8
@@ -124,7 +125,7 @@ def _read(path: Path) -> dict[str, str]:
         kept.append(line)
     whole = "".join(f"{line}\n" for line in kept)
     if whole != "\n".join(lines):
-        tables.replace(path, whole)
+        write_text(path, whole)
     return said
 
 

@@ -23,6 +23,7 @@ from io import StringIO
 from pathlib import Path
 
 from bench.official import tables, videophy, videophy2
+from trainers import write_text
 
 SCRIPTS = {
     "videophy": Path("videocon/training/pipeline_video/entailment_inference.py"),
@@ -79,7 +80,7 @@ class Rater:
         if self.benchmark == "videophy":
             done = _kept(part)
             left = [row for row in wanted if row["videopath"] not in done]
-            tables.replace(todo, tables.rater_table(tuple(wanted[0]), [tuple(row.values()) for row in left]))
+            write_text(todo, tables.rater_table(tuple(wanted[0]), [tuple(row.values()) for row in left]))
         else:
             part.unlink(missing_ok=True)
             left, todo = wanted, table
@@ -156,7 +157,7 @@ def _kept(part: Path) -> set[str]:
     rows = [row for row in csv.reader(StringIO(tables.text(part), newline="")) if len(row) == 3 and _number(row[2])]
     out = StringIO(newline="")
     csv.writer(out, lineterminator="\n").writerows(rows)
-    tables.replace(part, out.getvalue())
+    write_text(part, out.getvalue())
     return {row[0] for row in rows}
 
 

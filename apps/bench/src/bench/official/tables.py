@@ -7,11 +7,12 @@ stay as it is, it is refused.
 
 import csv
 import json
-import os
 from collections.abc import Iterable, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
+
+from trainers import write_text
 
 MOST_BYTES = 256 * 2**20
 """A file above this is no table of a benchmark (VBench-2's largest result has 4 MB); our choice."""
@@ -119,16 +120,7 @@ def put(path: Path, words: str) -> Path:
         if path.is_file() and path.stat().st_size < MOST_BYTES and path.read_bytes() == words.encode():
             return path
         raise ValueError(f"{path} exists and says something else: choose another --out, nothing is overwritten")
-    return replace(path, words)
-
-
-def replace(path: Path, words: str) -> Path:
-    """Write a text file that appears whole, in place of an older one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    part.write_bytes(words.encode())
-    part.replace(path)
-    return path
+    return write_text(path, words)
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -10,7 +10,6 @@ This module is what worker processes import: no torch here.
 import hashlib
 import io
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from jaxtyping import Bool, UInt8
 
 from bench.physics_iq.masks import blended, frames_of, lossy, motion_masks
 from bench.physics_iq.overlap import Comparison, Overlap
+from trainers import write_bytes, write_text
 
 __all__ = ["Measured", "Setting", "clip", "measure", "size_of"]
 
@@ -81,7 +81,7 @@ def measure(take_1: Path, take_2: Path, generated: Path, setting: Setting, cache
         seen, reference = _afresh(take_1, take_2, generated, setting)
         _write_takes(real, reference)
     result = Measured(seen, reference.takes, reference.still, hashes)
-    _write(mine, json.dumps(asdict(result)).encode())
+    write_text(mine, json.dumps(asdict(result)))
     return result
 
 
@@ -162,7 +162,7 @@ def _write_takes(path: Path, reference: _Reference) -> None:
     told = json.dumps({"size": reference.size, "takes": asdict(reference.takes), "still": asdict(reference.still)})
     whole = io.BytesIO()
     np.savez_compressed(whole, masks=reference.masks, told=np.frombuffer(told.encode(), np.uint8))
-    _write(path, whole.getvalue())
+    write_bytes(path, whole.getvalue())
 
 
 def _read_takes(path: Path) -> _Reference | None:
@@ -173,16 +173,6 @@ def _read_takes(path: Path) -> _Reference | None:
             return _Reference((width, height), _comparison(told["takes"]), _comparison(told["still"]), kept["masks"])
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _read_view(path: Path) -> Measured | None:
