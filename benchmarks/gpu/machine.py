@@ -49,7 +49,7 @@ def set_up(wheels: Path = WHEELS, venv: Path = VENV) -> Path:
     folder.mkdir()
     for path in packed:
         (folder / path.stem).write_bytes(lzma.decompress(path.read_bytes()))
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-index"]
+    pip = [sys.executable, "-m", "pip", "--isolated", "--python", str(python), "install", "--quiet", "--no-index"]
     pip += ["--find-links", str(folder), "--disable-pip-version-check", "--no-cache-dir", "--no-compile"]
     _run(*pip, "uv_build")  # builds the members
     members = [word for member in MEMBERS for word in ("--editable", str(member))]
