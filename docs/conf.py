@@ -39,6 +39,7 @@ autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 toc_object_entries = False  # a quarter of the build's time; each API page begins with a table of its names
+smartquotes = False  # quotes in tables are those of values
 default_role = "code"  # of `names` in docstrings
 maximum_signature_line_length = 88
 myst_heading_anchors = 4
