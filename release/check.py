@@ -1,10 +1,11 @@
 """Check that members can be released: papers, names, version, changelog, and with a tag that all of them agree.
 
-    python release/check.py                                          # every member, as CI does
-    python release/check.py --tag physfields-v0.1.0 --notes notes.md # one member that is released: dated, tagged, complete
-    python release/check.py physfields --dist dist                   # and what its wheel and sdist hold
+    python release/check.py                                # every member
+    python release/check.py --dist build/dist              # and what their wheels and sdists hold, as CI does
+    python release/check.py --tag physfields-v0.1.0 --notes notes.md    # one that is released: dated, tagged, complete
 
-It lists all that is wrong and ends with 1; else it prints package, version and index (whether it goes to the package index).
+It lists all that is wrong and ends with 1; else it prints package, version and index: whether that package goes to the
+package index.
 """
 
 import argparse
@@ -24,10 +25,10 @@ TAG = re.compile(r"(?P<name>[a-z]+)-v(?P<version>\d+\.\d+\.\d+)")
 ENTRY = re.compile(r"^## (?P<version>\d+\.\d+\.\d+) \((?P<when>unreleased|\d{4}-\d\d-\d\d)\)$")
 PYTHONS = ("3.11", "3.12")
 
-# Files that are no Python and were made in this project, in a member's folder. What matches none of them must stand in the notices.
+# Files of a member that are no Python and were made in this project; others must stand in its notices.
 OURS = (
     "pyproject.toml", "LICENSE", "*.md", "*/py.typed",
-    "src/*/recipes/*", "src/*/bundles/*", "src/*/weights/*", "src/*/configs/*", "src/*/templates/*",  # recipes, trained here, pages
+    "src/*/recipes/*", "src/*/bundles/*", "src/*/weights/*", "src/*/configs/*", "src/*/templates/*",
     "src/bench/published.yaml",  # figures of papers, each with its source
     "src/trainers/gpus.yaml",  # figures of data sheets, each with its source
     "src/physworld/thresholds.json", "src/physexperts/keywords.json", "src/prophy/data/*", "examples/clips.json",
@@ -79,11 +80,12 @@ def papers(member: Member) -> Iterator[str]:
     text = notices.read_text(encoding="utf-8") if notices.is_file() else ""
     named = noticed(text)
     for path in member.files:
-        foreign = "Copyright" in (member.folder / path).read_text(encoding="utf-8") if path.endswith(".py") else not any(
-            fnmatch(path, pattern) for pattern in OURS
-        )  # fmt: skip
+        if path.endswith(".py"):
+            foreign = "Copyright" in (member.folder / path).read_text(encoding="utf-8")
+        else:
+            foreign = not any(fnmatch(path, pattern) for pattern in OURS)
         if foreign and not any(fnmatch(path, pattern) for pattern in named):
-            yield f"{path}: made by others, or new; name it in {NOTICES}, or in OURS of release/check.py when it was made here"
+            yield f"{path}: name it in {NOTICES}; or in OURS of release/check.py, if it was made here"
     for pattern, lines in named.items():
         if not any(fnmatch(path, pattern) for path in member.files):
             yield f"{NOTICES}: {pattern} names no file"
@@ -93,7 +95,7 @@ def papers(member: Member) -> Iterator[str]:
 
 
 def noticed(text: str) -> dict[str, str]:
-    """Give the lines of notices by the pattern of files that they are about; a heading may have several, in backticks."""
+    """Give the lines of notices by the pattern of files that they are about: those in backticks in a heading."""
     named: dict[str, str] = {}
     for part in re.split(r"^(?=## )", text, flags=re.M)[1:]:
         heading, _, lines = part.partition("\n")
@@ -175,7 +177,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("package", nargs="*", help="names of distributions; by default that of the tag, or all")
     parser.add_argument("--tag", help="the tag of a release, NAME-vX.Y.Z")
     parser.add_argument("--dist", type=Path, help="a folder with wheel and sdist, which are looked into")
-    parser.add_argument("--notes", type=Path, help="where to write the changelog's top entry, for the page of the release")
+    parser.add_argument(
+        "--notes", type=Path, help="where to write the changelog's top entry, for the page of the release"
+    )
     asked = parser.parse_args(arguments)
     known = members()
     wrong: list[str] = []

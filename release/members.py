@@ -47,5 +47,7 @@ class Member:
 
 def members(root: Path = ROOT) -> dict[str, Member]:
     """Read the workspace: packages first, then apps."""
-    folders = [path.parent for group in ("packages", "apps") for path in sorted((root / group).glob("*/pyproject.toml"))]
+    folders = [
+        path.parent for group in ("packages", "apps") for path in sorted((root / group).glob("*/pyproject.toml"))
+    ]
     return {member.name: member for member in map(Member, folders)}

@@ -10,6 +10,8 @@ import warnings
 warnings.simplefilter("error")
 import logging
 import torch
+if torch.__version__ < "2.15":  # older ones warn of what they do themselves while they trace
+    warnings.filterwarnings("ignore", ".*Function.* should not be instantiated", DeprecationWarning)
 import physfields as pf
 from physfields.stencil import combine, derivative
 torch.set_num_threads(1)

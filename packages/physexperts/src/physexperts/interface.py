@@ -50,7 +50,7 @@ def experts_forward(
         up, down = up.transpose(1, 2), down.transpose(1, 2)
     how = choose("auto", hidden_states, up, top_k_index.shape[-1])
     native = how == "grouped_mm" and choose("auto", hidden_states, down, top_k_index.shape[-1]) == how
-    if self._is_expert_parallel:  # experts of other ranks have numbers past the end
+    if getattr(self, "_is_expert_parallel", False):  # newer ones: experts of other ranks have numbers past the end
         top_k_weights = top_k_weights.masked_fill(top_k_index >= len(up), 0.0)
     where = plan(top_k_index, top_k_weights, len(up), native=native)
     rows = grouped_linear(gather(hidden_states.to(up.dtype), where), up, where, native=native)

@@ -14,7 +14,7 @@ def outside_autocast(device: torch.device) -> AbstractContextManager[object]:
     ...     (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
     torch.float32
     """
-    if not torch.amp.is_autocast_available(device.type):
+    if not _has_autocast(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
 
@@ -26,6 +26,11 @@ def autocast_dtype(device: torch.device, otherwise: torch.dtype) -> torch.dtype:
     ...     autocast_dtype(torch.device("cpu"), torch.float32)
     torch.bfloat16
     """
-    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+    if _has_autocast(device.type) and torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
     return otherwise
+
+
+@torch.compiler.assume_constant_result  # torch 2.11 cannot trace the question
+def _has_autocast(kind: str) -> bool:
+    return torch.amp.is_autocast_available(kind)
