@@ -5,26 +5,24 @@ encoder of `videorepa` is asked while the cache is filled and lies on no GPU in 
 """
 
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from backbones import blocks_of
-from backbones.sizes import bytes_of, weightless
+from backbones.parked import idle
+from backbones.sizes import bytes_of, parts_of, stand_in
 from mmphysvideo.config import Recipe
 from mmphysvideo.student import Learner
 from mmphysvideo.teacher import Teacher
-from trainers import read_records
 from trainers.dryrun import DryRun, Work
 from trainers.footprint import Trained
-from trainers.job import Artefact, Job, Kind
+from trainers.job import SIZES, Artefact, Job, Kind, clips_of, encoded
+from trainers.job import described as size_of
 
 __all__ = ["artefacts", "describe", "described", "feature_width", "token_grid", "work_of"]
 
-SIZES = (1, 2)
-"""Micro-batches that are counted; others lie on the line through them."""
 REPORTED = "the paper's hardware and hours are not known; VideoREPA's code names 8 GPUs with 4 clips each"
 
 
@@ -33,13 +31,11 @@ def describe(recipe: Recipe, stage: str, *, clips: int | None = None) -> Job:
     from mmphysvideo.timing import made
     from mmphysvideo.train import kind_of
 
-    recipe = _on_cpu(recipe)
-    backbone = weightless(recipe.backbone, dtype=getattr(torch, recipe.dtype))
+    recipe, backbone = stand_in(recipe)
     model = made(recipe, backbone, stage)
     groups = {name: sum(p.numel() for p in group.parameters()) for name, group in model.groups().items()}
-    modules = {name: m for name, m in backbone.pipe.components.items() if isinstance(m, torch.nn.Module)}
-    frozen = {name: bytes_of(module) for name, module in modules.items()}
-    kept = {"transformer": frozen["transformer"]}
+    parts, waits = parts_of(backbone), idle(backbone)
+    kept = {name: n for name, n in parts.items() if name not in waits}
     teacher = model.teacher if isinstance(model, Learner) else None
     if teacher is not None:
         kept["teacher"] = sum(bytes_of(group) for group in teacher.groups().values())
@@ -57,8 +53,8 @@ def describe(recipe: Recipe, stage: str, *, clips: int | None = None) -> Job:
         frozen=kept,
         trained=Trained(groups, optimizer="adamw"),
         kinds=(kind,),
-        artefacts=artefacts(recipe, backbone, stage, _clips(recipe) if clips is None else clips),
-        making={name: frozen[name] for name in ("vae", "text_encoder")},
+        artefacts=artefacts(recipe, backbone, stage, clips_of(recipe.data) if clips is None else clips),
+        making={name: parts[name] for name in waits},
         reported=REPORTED,
     )
 
@@ -68,8 +64,7 @@ def work_of(recipe: Recipe, batch: int, stage: str) -> dict[str, Work]:
     from mmphysvideo.timing import at, made, random_batch
     from mmphysvideo.train import Trainer
 
-    recipe = _on_cpu(recipe)
-    backbone = weightless(recipe.backbone, dtype=getattr(torch, recipe.dtype))
+    recipe, backbone = stand_in(recipe)
     backbone.transformer.requires_grad_(False)
     model = made(recipe, backbone, stage)
     streams = model.streams if isinstance(model, Teacher) else (model.stream,)
@@ -86,21 +81,14 @@ def work_of(recipe: Recipe, batch: int, stage: str) -> dict[str, Work]:
 
 def described(recipe: Recipe, backbone: Any) -> str:
     """The size that work is counted at, in words."""
-    d = recipe.data
-    latent = " x ".join(map(str, backbone.spec.latent.shape(d.frames, d.height, d.width)))
-    return f"{d.frames} x {d.height} x {d.width} -> latent {latent}, {recipe.dtype}"
+    return size_of(recipe.data, backbone.spec, recipe.dtype)
 
 
 def artefacts(recipe: Recipe, backbone: Any, stage: str, clips: int) -> tuple[Artefact, ...]:
     """What the cache holds of `clips` clips."""
-    d, spec, a = recipe.data, backbone.spec, recipe.student.align
-    latent = 4 * math.prod(spec.latent.shape(d.frames, d.height, d.width))
-    found = [
-        Artefact("latents", latent, clips),
-        Artefact("text", 4 * spec.text_length * spec.text_dim, clips, note="at most"),
-    ]
+    a, found = recipe.student.align, list(encoded(recipe.data, backbone.spec, clips))
     if stage == "teacher" or a.source == "teacher":
-        found.append(Artefact("perception", latent, clips))
+        found.append(replace(found[0], name="perception"))
     elif a.source != "none":
         t, y, x = token_grid(recipe, backbone)
         cells = a.cells or (y, x)
@@ -137,15 +125,3 @@ def feature_width(recipe: Recipe) -> int:
         if name in source and not Path(source).exists():
             return width
     return int(AutoConfig.from_pretrained(source).hidden_size)
-
-
-def _clips(recipe: Recipe) -> int:
-    d = recipe.data
-    if d.source == "world":
-        return d.clips
-    return len(read_records(d.source, root=d.root)[0]) if Path(d.source).exists() else 1
-
-
-def _on_cpu(recipe: Recipe) -> Recipe:
-    """A dry run's tensors call themselves CPU tensors, whatever device they stand for."""
-    return recipe.model_copy(update={"device": "cpu"})

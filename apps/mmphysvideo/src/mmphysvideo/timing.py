@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from backbones.parked import parked
 from mmphysvideo.config import Recipe
 from mmphysvideo.plan import described, work_of
 from mmphysvideo.relations import pooled
@@ -42,7 +43,7 @@ def measure(recipe: Recipe, backbone: Any, stage: str, *, steps: int) -> dict[st
         optimizer.zero_grad()
 
     figures: dict[str, Any] = {}
-    with backbone.frozen():
+    with backbone.frozen(), parked(backbone):
         figures[stage] = asdict(timing.measure(step, calls=steps, device=recipe.device))
         figures[stage]["work"] = asdict(work_of(recipe, recipe.batch, stage)[stage])
         if isinstance(model, Learner):

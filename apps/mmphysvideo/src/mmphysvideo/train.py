@@ -19,9 +19,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from backbones import bundle, paths
+from backbones.parked import parked
 from mmphysvideo.config import Recipe
 from mmphysvideo.streams import diffusion, levels
-from mmphysvideo.student import Learner
+from mmphysvideo.student import Learner, Student
 from mmphysvideo.teacher import Teacher
 from trainers import (
     FitResult,
@@ -72,7 +73,7 @@ class Trainer:
     and `features`.
     """
 
-    def __init__(self, recipe: Recipe, model: Teacher | Learner, backbone: Any) -> None:
+    def __init__(self, recipe: Recipe, model: Teacher | Learner | Student, backbone: Any) -> None:
         self.recipe, self.model, self.backbone = recipe, model, backbone
         mixed = recipe.dtype == "bfloat16"  # what is trained stays in float32, LoRA as well as whole weights
         self.autocast = {"device_type": recipe.device.split(":")[0], "dtype": torch.bfloat16, "enabled": mixed}
@@ -91,14 +92,18 @@ class Trainer:
 
     def held_out(self, batch: Batch, level: float, generator: torch.Generator) -> dict[str, Tensor]:
         """The terms at one noise level, nothing observed, every text kept."""
+        with torch.no_grad():
+            return self.terms(batch, self.at(batch, level, generator))
+
+    def at(self, batch: Batch, level: float, generator: torch.Generator) -> Noised:
+        """Noise a batch to one level, nothing observed, every text kept."""
         b = len(batch["latent"])
         sigma = torch.full((b,), level)
         if self.backbone.spec.prediction == "v":  # a level that the schedule has
             table = paths.level(self.backbone.pipe.scheduler.alphas_cumprod.double().cpu()).float()
             sigma = table[(table - level).abs().argmin()].expand(b)
         nothing = torch.zeros(b, dtype=torch.long)
-        with torch.no_grad():
-            return self.terms(batch, self.noised(batch, sigma, nothing, nothing.bool(), generator))
+        return self.noised(batch, sigma, nothing, nothing.bool(), generator)
 
     def noised(
         self,
@@ -140,6 +145,7 @@ class Trainer:
                     "video": diffusion(v.float(), seen.target, seen.sigma, prediction),
                     "perception": self.recipe.teacher.perception * perception,
                 }
+            assert isinstance(self.model, Learner)
             v, kept = self.model(seen.x, sigma, seen.text)
             terms = {"video": diffusion(v.float(), seen.target, seen.sigma, prediction)}
             if kept is not None:
@@ -213,7 +219,7 @@ def train(
     for stream in streams if recipe.checkpointing else ():
         stream.model.enable_gradient_checkpointing()
     stage = stage_of(recipe, model, backbone, data)
-    with backbone.frozen():
+    with backbone.frozen(), parked(backbone):
         result = fit(
             [stage],
             model.groups(),

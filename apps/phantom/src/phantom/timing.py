@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from backbones import Text, WanBackbone
+from backbones.parked import parked
 from phantom.config import Recipe
 from phantom.latent import Basis, cells_of
 from phantom.plan import described, work_of
@@ -30,7 +31,8 @@ def measure(recipe: Recipe, backbone: WanBackbone, *, steps: int) -> dict[str, A
     how: dict[str, Any] = {"calls": steps, "device": recipe.device, "ramps": RAMPS}
     with backbone.frozen():
         trained = kinds(Trainer(recipe, adapter, backbone), batch)
-        figures = timing.steps(trained, adapter.branch.parameters(), work=work_of(recipe, recipe.batch), **how)
+        with parked(backbone):
+            figures = timing.steps(trained, adapter.branch.parameters(), work=work_of(recipe, recipe.batch), **how)
     return {
         **timing.machine(recipe.device),
         "backbone": backbone.id,

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from backbones import Text, WanBackbone, bundle, paths
 from backbones.bundle import Bundle
+from backbones.parked import parked
 from phantom.adapter import PhantomAdapter
 from phantom.config import Recipe
 from phantom.data import Clips
@@ -275,7 +276,7 @@ def train(
         held_out = HeldOut(trainer.held_out, held, clips=clips, batch_size=min(16, clips), every=recipe.save_every)
     _checkpoint_jointly(backbone, adapter, on=recipe.checkpointing)
     try:
-        with backbone.frozen():
+        with backbone.frozen(), parked(backbone):
             result = fit(
                 plan,
                 groups,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from backbones import WanBackbone
+from backbones.parked import parked
 from pila.config import Recipe
 from pila.plan import described, work_of
 from pila.train import Trainer, fresh
@@ -28,7 +29,8 @@ def measure(recipe: Recipe, backbone: WanBackbone, *, steps: int) -> dict[str, A
     batch = {k: v.to(recipe.device) for k, v in random_batch(recipe, backbone, recipe.batch).items()}
     how: dict[str, Any] = {"calls": steps, "device": recipe.device, "ramps": RAMPS}
     trained = kinds(Trainer(recipe, adapter, backbone), batch)
-    figures = timing.steps(trained, adapter.parameters(), work=work_of(recipe, recipe.batch), **how)
+    with parked(backbone):
+        figures = timing.steps(trained, adapter.parameters(), work=work_of(recipe, recipe.batch), **how)
     return {
         **timing.machine(recipe.device),
         "backbone": backbone.id,

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from backbones import Text, WanBackbone, bundle, paths
+from backbones.parked import parked
 from pila import losses
 from pila.adapter import PilaAdapter
 from pila.config import Recipe
@@ -202,7 +203,7 @@ def train(
     if only is not None:
         plan = _until(plan, only)
     run_folder.begin(out, recipe, engine)
-    with backbone.frozen():
+    with backbone.frozen(), parked(backbone):
         result = fit(
             plan,
             adapter.groups(),

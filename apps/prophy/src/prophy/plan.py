@@ -5,35 +5,30 @@ a dry run at the real size. The semantic router's own stage has a batch of its o
 one's is. Who answers questions about clips (`prophy annotate`) is asked before, and its work is not counted.
 """
 
-import math
 from functools import partial
 from typing import Any
 
-import torch
-
 from backbones import attach
-from backbones.sizes import bytes_of, weightless
+from backbones.parked import idle
+from backbones.sizes import parts_of, stand_in
 from prophy import where
 from prophy.config import Recipe
 from prophy.labels import names
 from trainers import InMemory, Stage
-from trainers.data import count_records
 from trainers.dryrun import DryRun, Work
 from trainers.footprint import Trained
-from trainers.job import Artefact, Job, Kind
+from trainers.job import SIZES, Artefact, Job, Kind, clips_of, encoded
+from trainers.job import described as size_of
 from trainers.timing import at_end
 
-__all__ = ["artefacts", "clips_of", "describe", "described", "stages_of", "work_of"]
-
-SIZES = (1, 4)
-"""Micro-batches that are counted; others lie on the line through them."""
+__all__ = ["artefacts", "describe", "described", "stages_of", "work_of"]
 
 
 def describe(recipe: Recipe, *, clips: int | None = None) -> Job:
     """Describe a recipe's run; `clips` is for data that are not here (none: counted where they are, else one)."""
     from prophy.train import kind_of
 
-    recipe, backbone = _weightless(recipe)
+    recipe, backbone = stand_in(recipe)
     adapter, d = _adapter(recipe, backbone), recipe.data
     plain, again = (
         {batch: work_of(recipe.model_copy(update={"checkpointing": on}), batch) for batch in SIZES}
@@ -41,8 +36,7 @@ def describe(recipe: Recipe, *, clips: int | None = None) -> Job:
     )
     works = again if recipe.checkpointing else plain
     steps = {stage.name: stage.length.steps or 0 for stage in stages_of(recipe)}
-    modules = {name: m for name, m in backbone.pipe.components.items() if isinstance(m, torch.nn.Module)}
-    frozen = {name: bytes_of(module) for name, module in modules.items()}
+    parts, waits = parts_of(backbone), idle(backbone)
     spared = {kind_of(recipe): {batch: found[kind_of(recipe)] for batch, found in again.items()}}
     return Job(
         name=f"{kind_of(recipe)} on {backbone.id}",
@@ -50,14 +44,14 @@ def describe(recipe: Recipe, *, clips: int | None = None) -> Job:
         tokens=backbone.spec.latent.tokens(d.frames, d.height, d.width),
         batch=recipe.batch,
         accumulate=recipe.accumulate,
-        frozen=frozen,
+        frozen={name: n for name, n in parts.items() if name not in waits},
         trained=Trained.of(adapter.groups(), recipe.optim),
         kinds=tuple(
             Kind(name, n, {b: found[name] for b, found in works.items()}, checkpointed=spared.get(name, {}))
             for name, n in steps.items()
         ),
-        artefacts=artefacts(recipe, backbone, clips_of(recipe) if clips is None else clips),
-        making={name: frozen[name] for name in ("vae", "text_encoder")},
+        artefacts=artefacts(recipe, backbone, clips_of(recipe.data) if clips is None else clips),
+        making={name: parts[name] for name in waits},
     )
 
 
@@ -65,7 +59,7 @@ def stages_of(recipe: Recipe) -> list[Stage]:
     """The stages of a recipe, without weights or data."""
     from prophy.train import stages
 
-    recipe, backbone = _weightless(recipe)
+    recipe, backbone = stand_in(recipe)
     return stages(recipe, _adapter(recipe, backbone), backbone, InMemory({"latent": [0]}))
 
 
@@ -74,7 +68,7 @@ def work_of(recipe: Recipe, batch: int) -> dict[str, Work]:
     from prophy.timing import kinds, random_batch
     from prophy.train import Trainer
 
-    recipe, backbone = _weightless(recipe)
+    recipe, backbone = stand_in(recipe)
     for model in backbone.transformers:
         model.requires_grad_(False)
         if recipe.checkpointing:
@@ -92,36 +86,17 @@ def work_of(recipe: Recipe, batch: int) -> dict[str, Work]:
 
 def described(recipe: Recipe, backbone: Any) -> str:
     """The size that work is counted at, in words."""
-    d = recipe.data
-    latent = " x ".join(map(str, backbone.spec.latent.shape(d.frames, d.height, d.width)))
-    return f"{d.frames} x {d.height} x {d.width} -> latent {latent}, {recipe.dtype}"
+    return size_of(recipe.data, backbone.spec, recipe.dtype)
 
 
 def artefacts(recipe: Recipe, backbone: Any, clips: int) -> tuple[Artefact, ...]:
     """What the cache holds of `clips` clips; a language model's maps depend on its grid and are not counted."""
-    d, spec, t = recipe.data, backbone.spec, recipe.targets
-    found = (
-        Artefact("latents", 4 * math.prod(spec.latent.shape(d.frames, d.height, d.width)), clips),
-        Artefact("text", 4 * spec.text_length * spec.text_dim, clips, note="at most"),
-    )
+    d, t = recipe.data, recipe.targets
+    found = encoded(d, backbone.spec, clips)
     if d.source != "world" or not recipe.aligned or t.vlm or t.source not in ("auto", "fields"):
         return found
     cells = d.frames * (where.SIZE // where.CELL) ** 2
     return (*found, Artefact("maps", 2 * len(names(d.vocabulary)) * cells, clips))
-
-
-def clips_of(recipe: Recipe) -> int:
-    """How many clips the recipe's data hold; one where they are not here."""
-    d = recipe.data
-    return d.clips if d.source == "world" else count_records(d.source, root=d.root)
-
-
-def _weightless(recipe: Recipe) -> tuple[Recipe, Any]:
-    """The recipe on a CPU (a dry run's tensors call themselves so, whatever device they stand for), and its backbone
-    without weights.
-    """
-    backbone = weightless(recipe.backbone, dtype=getattr(torch, recipe.dtype))
-    return recipe.model_copy(update={"device": "cpu"}), backbone
 
 
 def _adapter(recipe: Recipe, backbone: Any) -> Any:

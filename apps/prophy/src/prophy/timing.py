@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from backbones import Backbone, attach
+from backbones.parked import parked
 from prophy.adapter import count
 from prophy.config import Recipe
 from prophy.data import token_grid
@@ -44,7 +45,8 @@ def measure(recipe: Recipe, backbone: Backbone, *, steps: int) -> dict[str, Any]
             return {"none": v.sum()}
 
         trained = kinds(trainer, batch) | {"frozen": frozen}
-        figures = timing.steps(trained, adapter.parameters(), calls=steps, device=recipe.device, work=work)
+        with parked(backbone):
+            figures = timing.steps(trained, adapter.parameters(), calls=steps, device=recipe.device, work=work)
     return {
         **timing.machine(recipe.device),
         "backbone": backbone.id,

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from backbones import Backbone, Text, attach, bundle, paths
+from backbones.parked import parked
 from physexperts import masked_mean
 from prophy import losses
 from prophy.adapter import ProphyAdapter
@@ -198,18 +199,19 @@ def train(
         with backbone.frozen(), attach(backbone, adapter, in_predict=True):
             adapter.train()  # attached, it would guide as it does while sampling (WISA); groups are set by their stages
             plan = _until(stages(recipe, adapter, backbone, data, said), only)
-            result = fit(
-                plan,
-                adapter.groups(),
-                out=out,
-                seed=recipe.seed,
-                resume=resume,
-                save_every=recipe.save_every,
-                trackers=recipe.trackers,
-                held_out=held_out,
-                engine=engine,
-                quiet=quiet,
-            )
+            with parked(backbone):
+                result = fit(
+                    plan,
+                    adapter.groups(),
+                    out=out,
+                    seed=recipe.seed,
+                    resume=resume,
+                    save_every=recipe.save_every,
+                    trackers=recipe.trackers,
+                    held_out=held_out,
+                    engine=engine,
+                    quiet=quiet,
+                )
     finally:
         for model in backbone.transformers:
             model.disable_gradient_checkpointing()  # pyright: ignore

@@ -15,7 +15,7 @@ from torch import nn
 from backbones.contract import Spec, Text
 from backbones.skeleton import skeleton
 
-__all__ = ["Part", "Sizes", "bytes_of", "measure", "weightless"]
+__all__ = ["Part", "Sizes", "bytes_of", "measure", "parts_of", "stand_in", "weightless"]
 
 
 @dataclass(frozen=True)
@@ -168,13 +168,12 @@ def weightless(name: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
     It has the spec, the shapes and the code of the real one, for counting what a step takes; `embed` gives zeros of the
     right shape. ValueError as in `skeleton`.
     """
-    from backbones.cogvideox import CogVideoXBackbone
     from backbones.loading import wrap
 
     pipe, about = skeleton(name)
     fps = about.get("fps")
     backbone = wrap(pipe, id=about["id"], fps=None if fps is None else float(fps))
-    vae = dtype if isinstance(backbone, CogVideoXBackbone) else torch.float32  # as `load` has it
+    vae = torch.float32 if backbone.float32_vae else dtype  # as `load` has it
     for part, module in pipe.components.items():
         if isinstance(module, nn.Module):
             _cast(module, vae if part == "vae" else dtype)
@@ -188,6 +187,14 @@ def weightless(name: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
     return backbone
 
 
+def stand_in(recipe: Any) -> tuple[Any, Any]:
+    """Give a recipe (with a `backbone`, a `dtype` and a `device`) as a dry run takes it, on a CPU, which is what a dry
+    run's tensors call their device whatever it stands for, and its backbone without weights.
+    """
+    backbone = weightless(recipe.backbone, dtype=getattr(torch, recipe.dtype))
+    return recipe.model_copy(update={"device": "cpu"}), backbone
+
+
 def bytes_of(module: nn.Module) -> int:
     """Count the bytes of a module's weights.
 
@@ -195,6 +202,12 @@ def bytes_of(module: nn.Module) -> int:
     36
     """
     return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+
+
+def parts_of(backbone: Any) -> dict[str, int]:
+    """Count the bytes of every module of a backbone's pipeline, by the name of its part."""
+    modules = {name: m for name, m in backbone.pipe.components.items() if isinstance(m, nn.Module)}
+    return {name: bytes_of(module) for name, module in modules.items()}
 
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> None:

@@ -131,7 +131,8 @@ class DryRun(TorchDispatchMode):
         super().__init__()
         self.live = self.peak = self.traffic = 0
         self.flops: Counter[str] = Counter()
-        self._random = torch.Generator().manual_seed(0)
+        self._random = torch.rand(4 * SMALL, generator=torch.Generator().manual_seed(0)).clamp(1 / 256, 255 / 256)
+        self._next = 0
 
     def tensor(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Make a tensor that counts as there already: an input, not a part of `live`."""
@@ -243,16 +244,23 @@ class DryRun(TorchDispatchMode):
         weakref.finalize(held, self._free, size).atexit = False
         return self._wrap(shape_of, value, held)
 
+    def _drawn(self, count: int) -> Tensor:
+        """Arbitrary numbers in (0, 1), in half precision too, from a stock: drawing them anew is most of the time."""
+        if self._next + count > len(self._random):
+            self._next = 0
+        self._next += count
+        return self._random[self._next - count : self._next]
+
     def _free(self, size: int) -> None:
         self.live -= size
 
     def _wrap(self, shape_of: Tensor, value: Tensor | None, held: _Held | None) -> DryTensor:
         if value is None and shape_of.numel() <= SMALL:
             value = torch.empty_strided(shape_of.shape, shape_of.stride(), dtype=shape_of.dtype)
-            if shape_of.is_floating_point() or shape_of.is_complex():
-                value.uniform_(0, 1, generator=self._random) if shape_of.is_floating_point() else value.fill_(1)
-            else:
-                value.fill_(shape_of.dtype == torch.bool)  # flags are set: a check on large tensors passes
+            if shape_of.is_floating_point():
+                value.copy_(self._drawn(shape_of.numel()).view(shape_of.shape))
+            else:  # flags are set: a check on large tensors passes
+                value.fill_(shape_of.is_complex() or shape_of.dtype == torch.bool)
         return DryTensor(shape_of, value, held)
 
 
@@ -267,7 +275,7 @@ class _Made:
     same: int | None = None
     of_input: int | None = None
     dtype: torch.dtype | None = None
-    layout: tuple[Any, Any, int] = ((), (), 0)
+    layout: tuple[Any, Any, Any] = ((), (), 0)
     lasting: bool = True
 
     @classmethod
@@ -280,8 +288,7 @@ class _Made:
                 return cls(tensor=True, same=i)
             if isinstance(a, Tensor) and a.untyped_storage()._cdata == leaf.untyped_storage()._cdata:
                 return cls(tensor=True, of_input=i, dtype=leaf.dtype, layout=layout, lasting=a.dtype == leaf.dtype)
-        plain = leaf.storage_offset() == 0
-        return cls(tensor=True, dtype=leaf.dtype, layout=layout, lasting=plain)
+        return cls(tensor=True, dtype=leaf.dtype, layout=layout, lasting=bool(leaf.storage_offset() == 0))
 
     @property
     def fresh(self) -> bool:

@@ -1,16 +1,41 @@
 """A run described in numbers by the app that will do it: what `plan` plans with.
 
 Sizes of what is frozen and what is trained, the work of one micro-batch of each kind of step, what the cache will hold.
-`DryRun.step` counts the work at the real size; two micro-batches are enough, since all that grows grows with the batch.
+`DryRun.step` counts the work at the real size; two micro-batches (`SIZES`) are enough, since all that grows grows with
+the batch. What every app's description has alike is here: `Clips` is what is asked of a recipe's data.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
+from .data import count_records
 from .dryrun import Work
 from .footprint import Trained
 
-__all__ = ["Artefact", "Job", "Kind"]
+__all__ = ["SIZES", "Artefact", "Clips", "Job", "Kind", "clips_of", "described", "encoded"]
+
+SIZES = (1, 2)
+"""Micro-batches that are counted; others lie on the line through them."""
+
+
+@runtime_checkable
+class Clips(Protocol):
+    """The part of a recipe that says what clips there are: `clips` of the simulated world, or those of `source`."""
+
+    @property
+    def source(self) -> str: ...
+    @property
+    def root(self) -> str | None: ...
+    @property
+    def clips(self) -> int: ...
+    @property
+    def frames(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def width(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -73,6 +98,24 @@ class Job:
     def fullest(self, batch: int) -> Kind:
         """The kind whose step takes the most memory."""
         return max(self.kinds, key=lambda kind: kind.at(batch).peak)
+
+
+def clips_of(data: Clips) -> int:
+    """How many clips a recipe's data hold; one where they are not here."""
+    return data.clips if data.source == "world" else count_records(data.source, root=data.root)
+
+
+def described(data: Clips, spec: Any, dtype: str, *beside: str) -> str:
+    """The size that work is counted at, in words; `spec` is the backbone's, `beside` says what it does not."""
+    latent = " x ".join(map(str, spec.latent.shape(data.frames, data.height, data.width)))
+    size = ", ".join((f"{data.frames} x {data.height} x {data.width} -> latent {latent}", *beside))
+    return f"{size}, {dtype}"
+
+
+def encoded(data: Clips, spec: Any, clips: int) -> "tuple[Artefact, Artefact]":
+    """What every cache holds of `clips` clips: latents in float32, and text without its padding, counted whole."""
+    latents = Artefact("latents", 4 * math.prod(spec.latent.shape(data.frames, data.height, data.width)), clips)
+    return latents, Artefact("text", 4 * spec.text_length * spec.text_dim, clips, note="at most")
 
 
 def _line(works: Mapping[int, Work], batch: int) -> Work:

@@ -26,13 +26,13 @@ __all__ = [
     "Bundles",
     "Cached",
     "Chosen",
-    "Compared",
     "Config",
     "Fitted",
     "Measured",
     "Planned",
     "Quiet",
     "Run",
+    "Sampled",
     "Set",
     "Written",
     "spread",
@@ -93,11 +93,12 @@ class Fitted:
 
 
 @dataclass(frozen=True)
-class Compared:
+class Sampled:
     """A video of one seed, beside the base where that is asked for."""
 
     seed: Annotated[int, typer.Option("--seed")] = 0
     compare: Annotated[bool, typer.Option("--compare", help="base on the left, same noise")] = False
+    quiet: Quiet = False
 
 
 @dataclass(frozen=True)
