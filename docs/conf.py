@@ -84,6 +84,7 @@ BELOW = {
         "apps/bench/CHANGELOG",
     ],
     "apps/world/README": ["apps/world/CHANGELOG"],
+    "docs/contributing/index": [f"docs/contributing/{name}" for name in ("backbone", "residual", "expert", "recipe")],
     "THIRD_PARTY_NOTICES": ["packages/*/THIRD_PARTY_NOTICES", "apps/*/THIRD_PARTY_NOTICES"],
     "benchmarks/README": ["benchmarks/gpu/QUEUE", "benchmarks/slow"],
 }
