@@ -208,22 +208,18 @@ def main() -> None:
     if not HEAP.keys() <= os.environ.keys():
         os.execve(sys.executable, [sys.executable, *sys.argv], {**HEAP, **os.environ})  # read at start-up alone
     torch.set_num_threads(1)
-    result: dict[str, Any] = {"torch": torch.__version__, "device": "cpu, one thread", "rounds": args.rounds}
+    about = {"torch": torch.__version__, "device": "cpu, one thread", "rounds": args.rounds}
+    lines = []
     for name, build in (("wan", wan), ("cogvideox", cogvideox)):
         torch.manual_seed(0)
         with torch.no_grad():
-            result[name] = measure(*build(), rounds=args.rounds)
-        print(f"{name}: stock step {result[name]['stock']['seconds']} s")
-        for variant, row in result[name].items():
-            if variant != "stock":
-                own = (
-                    f"  host by itself {row['host_ms']} ms = {100 * row['host_share']:.3f} %"
-                    if "host_ms" in row
-                    else ""
-                )
-                print(f"  {variant:24s} {row['ratio']:.4f}  ({row['quartile_1']:.4f} .. {row['quartile_3']:.4f}){own}")
+            found = measure(*build(), rounds=args.rounds)
+        stock = found.pop("stock")["seconds"]
+        for variant, row in found.items():
+            lines.append({**about, "model": name, "variant": variant, **row, "stock_seconds": stock})
+            print(json.dumps(lines[-1]), flush=True)
     if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        args.out.write_text(json.dumps(lines, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -370,32 +370,34 @@ def main() -> None:
     launches["torch.gradient"] = {"forward": count(forward), "with_backward": count(both)}
 
     found = measure(cases, p.nbytes, args.rounds, args.calls)
-    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, one thread")
-    low, mid, high = sorted(found["bandwidth"])[0], statistics.median(found["bandwidth"]), max(found["bandwidth"])
-    print(f"copy bandwidth {mid:.0f} GB/s ({low:.0f} .. {high:.0f}); one field {p.nbytes / mid / 1e3:.0f} us")
+    about = {
+        "processor": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "device": "cpu, one thread",
+    }
+    lines: list[dict[str, object]] = []
+
+    def report(**line: object) -> None:
+        lines.append(about | line)
+        print(json.dumps(lines[-1]), flush=True)
+
+    report(what="copy bandwidth, GB/s", **spread(found["bandwidth"]))
     for (library, operator), (forward_x, both_x) in found["ratios"].items():
-        f, fb = spread(forward_x), spread(both_x)
         goal = GOAL.get(library.removeprefix("physfields, "), {}).get(operator)
-        print(
-            f"{library:21s} {operator:11s} {f['median']:6.1f}x ({f['low']:.1f} .. {f['high']:.1f})"
-            f"   with backward {fb['median']:6.1f}x ({fb['low']:.1f} .. {fb['high']:.1f})"
-            + (f"   goal {goal[0]}x / {goal[1]}x" if goal else "")
-        )
+        figures = {"forward": spread(forward_x), "with_backward": spread(both_x), "goal": goal}
+        report(what="multiples of the bound", library=library, operator=operator, **figures)
     for name in cases:
         if name.startswith("physfields"):
             continue
         for operator in cases[name]:
             mine = found["micros"]["physfields, eager", operator][1]
-            ratio = spread([theirs / own for theirs, own in zip(found["micros"][name, operator][1], mine, strict=True)])
-            print(f"{name:21s} {operator:11s} takes {ratio['median']}x as long ({ratio['low']} .. {ratio['high']})")
+            ratios = [theirs / own for theirs, own in zip(found["micros"][name, operator][1], mine, strict=True)]
+            report(what="times as long as physfields, eager", library=name, operator=operator, **spread(ratios))
     for name, each in launches.items():
-        print(f"launches of the bundle, {name}: {json.dumps(each)}")
-    print(f"import beyond torch and jaxtyping, ms of CPU time: {json.dumps(spread(import_milliseconds()))}   goal 50")
+        report(what="launches of the bundle", library=name, **each)
+    report(what="import beyond torch and jaxtyping, ms of CPU time", goal=50, **spread(import_milliseconds()))
     if args.out:
-        flat = {f"{a} | {b}": [spread(v) for v in values] for (a, b), values in found["ratios"].items()}
-        args.out.write_text(
-            json.dumps({"bound": flat, "bandwidth": found["bandwidth"], "launches": launches}, indent=1)
-        )
+        args.out.write_text(json.dumps(lines, indent=1) + "\n")
 
 
 if __name__ == "__main__":

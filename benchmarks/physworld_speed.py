@@ -45,16 +45,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     args = parser.parse_args()
 
-    result: dict[str, object] = {
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "numpy": np.__version__,
-        },
-        "clips": args.clips,
-        "repeats": args.repeats,
-        "scale": args.scale,
-    }
+    about = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "numpy": np.__version__}
+    about |= {"clips": args.clips, "repeats": args.repeats, "scale": args.scale}
+    lines: list[dict[str, object]] = []
+
+    def report(mechanism: str, processes: int, rates: dict[str, float]) -> None:
+        lines.append({**about, "mechanism": mechanism, "processes": processes, "clips_a_second": rates})
+        print(json.dumps(lines[-1]), flush=True)
+
     each: dict[str, dict[str, float]] = {}
     for mechanism in MECHANISMS:
         make((mechanism, 0, 2, args.scale))  # imports, FFT plans
@@ -64,9 +62,7 @@ def main() -> None:
             made = make((mechanism, 1000 * (repeat + 1), args.clips, args.scale))
             rates.append(made / (time.perf_counter() - started))
         each[mechanism] = summary(rates)
-        median, low, high = each[mechanism].values()
-        print(f"{mechanism:18s} {median:8.1f} clips/s  ({low} .. {high})")
-    result["one_process"] = each
+        report(mechanism, 1, each[mechanism])
 
     whole = []
     with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as pool:
@@ -81,13 +77,10 @@ def main() -> None:
             started = time.perf_counter()
             made = sum(pool.map(make, jobs))
             whole.append(made / (time.perf_counter() - started))
-    total = summary(whole)
-    result["whole"] = total | {"processes": args.processes}
-    median, low, high = total.values()
-    print(f"{'all eight':18s} {median:8.1f} clips/s  ({low} .. {high}), {args.processes} processes")
+    report("all eight", args.processes, summary(whole))
     if args.out:
         part = args.out.with_name(args.out.name + ".part")
-        part.write_text(json.dumps(result, indent=1) + "\n")
+        part.write_text(json.dumps(lines, indent=1) + "\n")
         part.replace(args.out)
 
 

@@ -27,6 +27,7 @@ try:
     import machine
     import rows
     import tables
+    import wheels
     import work
 finally:
     sys.path[:] = [path for path in sys.path if path not in (str(GPU), str(ROOT / "benchmarks"))]
@@ -126,6 +127,7 @@ def run(tmp_path, monkeypatch):
     """Work a queue in its own folder; give the rows of the results in their order."""
     monkeypatch.setattr(work, "ROOT", tmp_path)
     monkeypatch.setattr(work, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(rows, "reaches", lambda address: False)
     monkeypatch.setattr(machine, "code", lambda: "c0de")
     monkeypatch.setattr(machine, "commit", lambda: "c0ffee")
 
@@ -149,6 +151,14 @@ def test_what_fits_is_run_cheapest_first_and_what_it_takes_before_it(tmp_path, r
     assert "row 4: left: 100 minutes" in capsys.readouterr().out
     (tmp_path / "runs" / "a").unlink()
     assert [line["row"] for line in run(listed, "--budget", "30")[1]] == [3, 1, 2], "nobody takes what is gone"
+
+
+def test_what_is_gone_is_made_again_for_a_row_that_takes_it(tmp_path, run):
+    takes = (2, ["test -e runs/b && ls runs/a"], 1, 'inputs = ["runs/a"]')
+    listed = queue(tmp_path / "q.toml", (1, ["touch runs/a"], 1, 'makes = ["runs/a"]'), takes)
+    assert [(line["row"], line["exit"]) for line in run(listed)[1]] == [(1, 0), (2, 1)]
+    (tmp_path / "runs" / "a").rename(tmp_path / "runs" / "b")
+    assert [(line["row"], line["exit"]) for line in run(listed)[1][2:]] == [(1, 0), (2, 0)]
 
 
 def test_a_line_says_what_was_measured_where_and_when(tmp_path, run):
@@ -221,6 +231,7 @@ def test_a_stopped_run_leaves_whole_state_and_goes_on(tmp_path, number):
     waits = f"echo '{{\"n\": 1}}'; touch {tmp_path}/began; test -e {tmp_path}/again || sleep 600"
     listed = queue(tmp_path / "q.toml", (1, ["true"], 1, ""), (2, [waits], 2, ""))
     code = f"import sys; sys.path.insert(0, {str(GPU)!r}); import work; from pathlib import Path\n"
+    code += "work.rows.reaches = lambda address: False\n"
     code += f"work.ROOT = Path({str(tmp_path)!r}); work.RESULTS = work.ROOT / 'results'\n"
     code += f"sys.exit(work.main(['--out', {str(tmp_path / 'out')!r}], queue=Path({str(listed)!r})))"
     first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -340,6 +351,26 @@ def test_a_mark_without_an_end_is_refused():
 
 
 # The environment
+
+
+def test_wheels_are_those_of_the_lock_file_for_the_other_machine():
+    wanted = wheels.wanted({"numpy", "pydantic-core"})
+    names = [requirement.partition("==")[0] for requirement in wanted]
+    assert {"diffusers", "av", "pydantic"} <= set(names)
+    assert not {"torch", "triton", "numpy", "pydantic-core", "colorama"} & set(names)
+    assert not any(name.startswith("nvidia-") for name in names)
+    assert names.count("av") == 1, "one of the two that the lock file has, by Python"
+    assert not any(";" in requirement for requirement in wanted)
+    assert wanted[-1].startswith("uv_build")
+
+
+def test_a_packed_wheel_is_the_wheel(tmp_path):
+    files = {"a/b.py": "x = 1\n" * 1000}
+    (tmp_path / "a.whl").write_bytes(packed_wheel("a", files))
+    unpacked = zipfile.ZipFile(io.BytesIO(lzma.decompress(wheels.packed(tmp_path / "a.whl"))))
+    original = zipfile.ZipFile(tmp_path / "a.whl")
+    assert unpacked.namelist() == original.namelist()
+    assert [unpacked.read(name) for name in unpacked.namelist()] == [original.read(n) for n in original.namelist()]
 
 
 BUILDER = """

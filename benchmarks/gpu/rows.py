@@ -10,6 +10,7 @@ Standard library alone, Python 3.11 or newer: this is read before anything is in
     proves = "..."                # and where the figure goes
     capability = "..."
     inputs = ["runs/world64"]     # made by other rows
+    toy_inputs = ["runs/world64"] # further ones of the toy form
     makes = ["runs/vae64"]        # what other rows take
     read = ["runs/vae64/vae.json"]     # JSON files with the figures of a command that does not print them
     needs = { gpu_gib = 80, variables = { WISA = "..." }, weights = ["hub/id"], network = true, programs = ["g++"] }
@@ -24,7 +25,8 @@ import shutil
 import socket
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +78,16 @@ class Row:
     proves: str
     capability: str
     inputs: tuple[str, ...] = ()
+    toy_inputs: tuple[str, ...] = ()
     makes: tuple[str, ...] = ()
     read: tuple[str, ...] = ()
     needs: Needs = field(default_factory=Needs)
     columns: Mapping[str, str] = field(default_factory=dict)
+
+    def as_toy(self) -> "Row":
+        """The row at toy size: it needs nothing and takes no time worth planning."""
+        inputs = (*self.inputs, *self.toy_inputs)
+        return replace(self, commands=self.toy, inputs=inputs, minutes=0, needs=Needs(gpu_gib=0))
 
 
 def load(path: Path = QUEUE) -> list[Row]:
@@ -93,7 +101,7 @@ def load(path: Path = QUEUE) -> list[Row]:
         known = set(Row.__dataclass_fields__)
         if set(table) - known:
             raise ValueError(f"{path}: expected the keys {sorted(known)}, got {sorted(set(table) - known)}")
-        lists = {key: tuple(table.get(key, ())) for key in ("commands", "toy", "inputs", "makes", "read")}
+        lists = {key: tuple(table.get(key, ())) for key in ("commands", "toy", "inputs", "toy_inputs", "makes", "read")}
         needs = {
             key: tuple(value) if isinstance(value, list) else value for key, value in table.get("needs", {}).items()
         }
@@ -103,8 +111,8 @@ def load(path: Path = QUEUE) -> list[Row]:
         raise ValueError(f"{path}: expected every id once, got {ids}")
     made = {item for row in rows for item in row.makes}
     for row in rows:
-        if set(row.inputs) - made:
-            raise ValueError(f"{path}: row {row.id} takes {sorted(set(row.inputs) - made)}, which no row makes")
+        if unmade := {*row.inputs, *row.toy_inputs} - made:
+            raise ValueError(f"{path}: row {row.id} takes {sorted(unmade)}, which no row makes")
     return rows
 
 
@@ -139,8 +147,9 @@ def in_hub_cache(name: str) -> bool:
     return any(folder.glob("snapshots/*/**/*.safetensors"))
 
 
+@cache
 def reaches(address: tuple[str, int]) -> bool:
-    """Whether a server can be reached, within three seconds."""
+    """Whether a server can be reached, within three seconds; asked once, as a name may take long to be unknown."""
     try:
         socket.create_connection(address, timeout=3).close()
     except OSError:

@@ -88,21 +88,15 @@ class Work:
             if line["code"] == self.stamp["code"] and line["toy"] == self.toy
         ]  # fmt: skip
 
-    def commands(self, row: Row) -> tuple[str, ...]:
-        return row.toy if self.toy else row.commands
-
-    def minutes(self, row: Row) -> float:
-        return 0.0 if self.toy else row.minutes
-
     def left_to_do(self, row: Row) -> list[str]:
         """The commands of a row that have not ended well."""
         ended = {line["command"] for line in self.known() if line["row"] == row.id and line["exit"] == 0}
-        return [command for command in self.commands(row) if command not in ended]
+        return [command for command in row.commands if command not in ended]
 
     def run(self, row: Row) -> None:
         """Run what is left of a row, or all of it when a product is gone; note what came of it."""
         gone = [item for item in row.makes if not rows.under(item, self.runs).exists()]
-        for command in self.commands(row) if gone else self.left_to_do(row):
+        for command in row.commands if gone else self.left_to_do(row):
             code = self.run_command(row, command)
             if code:
                 self.told[row.id] = f"failed: exit {code}, see {self.out / 'log.txt'}"
@@ -167,7 +161,9 @@ class Work:
             "PYTHONUNBUFFERED": "1",
             "VIRTUAL_ENV": str(self.python.parent.parent),
         }
-        return os.environ | own | ({"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} if self.toy else {})
+        if self.toy or not rows.reaches(rows.HUB):
+            own["HF_HUB_OFFLINE"] = "1"  # else every load tries, and waits
+        return os.environ | own | ({"OMP_NUM_THREADS": "1"} if self.toy else {})
 
     def work(self, queue: Sequence[Row], chosen: Sequence[int]) -> None:
         """Run what can be run and fits, until nothing more does."""
@@ -175,7 +171,7 @@ class Work:
         for row in queue:
             if row.id in chosen and not self.left_to_do(row):
                 self.told[row.id] = "done before"
-            elif not self.toy and (missing := row.needs.missing(self.facts["gpu_gib"])):
+            elif missing := row.needs.missing(self.facts["gpu_gib"]):
                 self.told[row.id] = f"skipped, missing: {'; '.join(missing)}"
         while True:
             chains = []
@@ -187,7 +183,7 @@ class Work:
                 if stuck:
                     self.told[row.id] = f"skipped, it takes {', '.join(stuck[0].makes)} of row {stuck[0].id}"
                     continue
-                chains.append((row.id in tried, sum(map(self.minutes, chain)), row.id, chain))
+                chains.append((row.id in tried, sum(r.minutes for r in chain), row.id, chain))
             fitting = [chain for chain in sorted(chains, key=lambda c: c[:3]) if chain[1] <= self.minutes_left]
             if not fitting:
                 break
@@ -213,16 +209,18 @@ class Work:
 
 
 def _stop(child: subprocess.Popen[bytes], code: int) -> int:
-    """End a command and all that it started."""
-    for number, patience in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, None)):
-        try:
-            os.killpg(child.pid, number)
-            child.wait(patience)
-        except subprocess.TimeoutExpired:
-            continue
-        except ProcessLookupError:
-            child.wait()
-        break
+    """End a command and all that it started: politely, so that a run may write where it is, then at once."""
+    os.killpg(child.pid, signal.SIGTERM)
+    patience = time.monotonic() + GRACE_S
+    try:
+        while time.monotonic() < patience:  # not of the shell alone, which goes first
+            child.poll()
+            os.killpg(child.pid, 0)
+            time.sleep(0.05)
+        os.killpg(child.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    child.wait()
     return code
 
 
@@ -246,6 +244,9 @@ def main(arguments: Sequence[str] | None = None, *, queue: Path = rows.QUEUE) ->
         chosen = [int(word) for word in given.rows.split(",") if word] or [row.id for row in listed]
         if unknown := set(chosen) - {row.id for row in listed}:
             raise ValueError(f"expected rows of the queue, got {sorted(unknown)}")
+        if given.dry_run:
+            listed = [row.as_toy() for row in listed if row.toy]
+            chosen = [number for number in chosen if number in {row.id for row in listed}]
         python = machine.set_up(given.wheels) if given.wheels else Path(sys.executable)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
