@@ -115,8 +115,6 @@ def choose(
 
 def _obstacle(weight: Tensor) -> str:
     """Why the native kernel cannot multiply with this weight, or nothing."""
-    if not hasattr(F, "grouped_mm"):
-        return f"expected torch >= 2.10, got {torch.__version__}"
     if weight.dtype not in (torch.bfloat16, torch.float16, torch.float32):
         return f"expected bf16, fp16 or fp32, got {weight.dtype}"
     sizes = [size * weight.element_size() for size in weight.shape[1:]]
