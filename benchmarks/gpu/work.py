@@ -33,6 +33,7 @@ RESULTS = Path(__file__).resolve().with_name("results")
 PATIENCE = 3.0  # a command is stopped after so many times its minutes, which are estimates
 TOY_MINUTES = 10.0
 GRACE_S = 20.0  # from the polite signal to the other one
+STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -131,6 +132,7 @@ class Work:
                 code, ended = _stop(child, 130), "interrupted"
             stdout.seek(0)
             text = stdout.read()
+            complaint = (self.out / "log.txt").read_text(encoding="utf-8", errors="replace")[-600:]
             log.write(text)
         seconds = time.monotonic() - began
         found = list(figures_of(text))
@@ -140,7 +142,7 @@ class Work:
                 found.append(json.loads(path.read_text(encoding="utf-8")))
         about = {"date": date, "seconds": round(seconds, 2), "exit": code, "toy": self.toy}
         if code:
-            about["error"] = ended or (self.out / "log.txt").read_text(encoding="utf-8", errors="replace")[-600:]
+            about["error"] = ended or complaint
         append(
             self.out / "results.jsonl",
             [
@@ -210,6 +212,8 @@ class Work:
 
 def _stop(child: subprocess.Popen[bytes], code: int) -> int:
     """End a command and all that it started: politely, so that a run may write where it is, then at once."""
+    for number in STOPS:  # a second one would leave the command running and its figures unwritten
+        signal.signal(number, signal.SIG_IGN)
     os.killpg(child.pid, signal.SIGTERM)
     patience = time.monotonic() + GRACE_S
     try:
@@ -221,6 +225,8 @@ def _stop(child: subprocess.Popen[bytes], code: int) -> int:
     except ProcessLookupError:
         pass
     child.wait()
+    for number in STOPS:
+        signal.signal(number, _interrupt)
     return code
 
 
@@ -262,7 +268,7 @@ def main(arguments: Sequence[str] | None = None, *, queue: Path = rows.QUEUE) ->
         flush=True,
     )
     work = Work(out, runs, python, facts, stamp, began + 60 * given.budget, given.dry_run)
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = {number: signal.signal(number, _interrupt) for number in STOPS}
     try:
         work.work(listed, chosen)
     except KeyboardInterrupt:
@@ -270,7 +276,8 @@ def main(arguments: Sequence[str] | None = None, *, queue: Path = rows.QUEUE) ->
         print("stopped; the same command goes on")
         return 130
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     work.report(chosen)
     return int(any(told.startswith("failed") for told in work.told.values()))
 
