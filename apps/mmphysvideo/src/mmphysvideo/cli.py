@@ -19,12 +19,12 @@ from trainers.options import (
     Bundles,
     Cached,
     Chosen,
-    Compared,
     Fitted,
     Measured,
     Planned,
     Quiet,
     Run,
+    Sampled,
     Set,
     Written,
 )
@@ -151,7 +151,7 @@ app.command()(pipe)
 def generate(
     prompt: Annotated[str, typer.Argument(help="what the video shows")],
     chosen: Chosen,
-    compared: Compared,
+    sampled: Sampled,
     bundle: Bundled = None,
     image: Annotated[Path | None, typer.Option("--image", help="first frame (backbones that take one)")] = None,
     out: Written = Path("video.mp4"),
@@ -164,7 +164,7 @@ def generate(
     out = video.named(out)
     backbone, trained = method().load_trained(chosen, bundle)
     first = picture(image, trained.recipe) if image is not None else None
-    for path in run(backbone, trained, prompt, out=out, image=first, **vars(compared)):
+    for path in run(backbone, trained, prompt, out=out, image=first, **vars(sampled)):
         print(path)
 
 

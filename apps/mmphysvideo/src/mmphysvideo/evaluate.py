@@ -38,8 +38,7 @@ def evaluate(
     makers |= {name: [maker(who) for who in runs] for name, runs in trained.items()}
     about: dict[str, list[dict[str, Any]]] = {"base": [sampling | {"base": True}]}
     about |= {name: [sampling | {"bundle": who.origin["sha256"]} for who in runs] for name, runs in trained.items()}
-    total = 8 * clips * sum(map(len, makers.values()))
-    with show.bar("evaluate", total, quiet=quiet) as bar:
+    with show.bar("evaluate", quiet=quiet) as bar:
         return evaluation.evaluate(
             makers,
             clips=clips,
@@ -48,5 +47,6 @@ def evaluate(
             scale=scale_of(d.frames, d.height, d.width),
             about=about,
             folder=keep,
-            watch=lambda done, _: bar.update(done),
+            watch=bar,
+            kept=bar.skip,
         )

@@ -5,7 +5,7 @@ for both sides and names them.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,7 @@ from mmphysvideo.config import Recipe
 from mmphysvideo.student import Student
 from mmphysvideo.teacher import Teacher
 from mmphysvideo.train import kind_of
-from trainers import override, pictures, video
+from trainers import override, pictures, show, video
 from trainers.atomic import write_text
 
 __all__ = [
@@ -119,8 +119,11 @@ def sample(
     recipe: Recipe,
     *,
     image: Float[Tensor, "b 3 h w"] | None = None,
+    progress: Callable[[int, int], Any] | None = None,
 ) -> Float[Tensor, "b 3 t h w"]:
-    """The videos of prompts in [-1, 1], of a teacher, a student, or the base; a seed fixes the noise of its clip."""
+    """The videos of prompts in [-1, 1], of a teacher, a student, or the base; a seed fixes the noise of its clip.
+    `progress` is called with the steps that are done and the steps in all.
+    """
     d, s = recipe.data, recipe.sampling
     settings: dict[str, Any] = {
         "noise": backbones.noise(backbone, list(seeds), d.frames, d.height, d.width),
@@ -130,6 +133,7 @@ def sample(
         "width": d.width,
         "steps": s.steps,
         "guidance": s.guidance,
+        "watch": progress,
     }
     with torch.no_grad():
         if isinstance(trained, Teacher):
@@ -150,13 +154,18 @@ def generate(
     out: Path,
     compare: bool = False,
     image: Float[Tensor, "1 3 h w"] | None = None,
+    quiet: bool = False,
 ) -> list[Path]:
     """Write `out` (mp4) and its json; `compare` puts the base to the left; a teacher's perception stands to the right
     of its video.
     """
     out, recipe = video.named(out), trained.recipe
-    base = sample(backbone, None, [prompt], [seed], recipe, image=image) if compare else None
-    films = [video.to_bytes(sample(backbone, trained, [prompt], [seed], recipe, image=image)[0])]
+    base = None
+    if compare:
+        with show.bar("sample base (steps)", quiet=quiet) as bar:
+            base = sample(backbone, None, [prompt], [seed], recipe, image=image, progress=bar)
+    with show.bar(f"sample {name_of(trained)} (steps)", quiet=quiet) as bar:
+        films = [video.to_bytes(sample(backbone, trained, [prompt], [seed], recipe, image=image, progress=bar)[0])]
     shown = [name_of(trained)]
     if base is not None:
         films, shown = [video.to_bytes(base[0]), *films], ["base", *shown]

@@ -12,7 +12,7 @@ import typer
 import trainers.method as verbs
 from trainers.commands import friendly, hint, left_out, new_app, show_table, shown
 from trainers.method import CACHE, EXPORT, Export, Method, add
-from trainers.options import Bundled, Bundles, Cached, Chosen, Compared, Fitted, Measured, Quiet, Run, Written
+from trainers.options import Bundled, Bundles, Cached, Chosen, Fitted, Measured, Quiet, Run, Sampled, Written
 
 if TYPE_CHECKING:
     from backbones import WanBackbone
@@ -132,7 +132,7 @@ def train(
 def generate(
     prompt: Annotated[str, typer.Argument(help="what the video shows")],
     chosen: Chosen,
-    compared: Compared,
+    sampled: Sampled,
     bundle: Bundled = None,
     image: Annotated[Path | None, typer.Option("--image", help="first frame (image to video)")] = None,
     film: Annotated[Path | None, typer.Option("--video", help="observed beginning (video to video)")] = None,
@@ -164,7 +164,7 @@ def generate(
         save_physics=save_physics,
         follow=follow,
         force=push,
-        **vars(compared),
+        **vars(sampled),
     ):
         print(path)
 

@@ -136,17 +136,21 @@ def make(
     write_text(story, json.dumps(about | {"prompts": prompts}, indent=1) + "\n")
     written: list[Path] = []
     skipped: list[Skipped] = []
-    for beginning in show.track(list(found), "continue", quiet=quiet):
-        path = out / beginning.name
-        if not path.exists():
-            try:
-                begun = _observed(recipe, beginning.path, observed)
-            except ValueError as error:
-                skipped.append(Skipped(beginning.path.name, str(error)))
-                continue
-            whole = sample(backbone, adapter, [beginning.prompt], [seed], recipe, observed=begun)[0]
-            video.write(path, video.to_bytes(whole[:, observed : observed + kept]), recipe.data.fps)
-        written.append(path)
+    with show.bar("continue", len(found), quiet=quiet) as bar:
+        for done, beginning in enumerate(found, 1):
+            path = out / beginning.name
+            if path.exists():
+                bar.skip()
+            else:
+                try:
+                    begun = _observed(recipe, beginning.path, observed)
+                except ValueError as error:
+                    skipped.append(Skipped(beginning.path.name, str(error)))
+                    continue
+                whole = sample(backbone, adapter, [beginning.prompt], [seed], recipe, observed=begun)[0]
+                video.write(path, video.to_bytes(whole[:, observed : observed + kept]), recipe.data.fps)
+            written.append(path)
+            bar.update(done)
     return written, skipped
 
 

@@ -141,18 +141,19 @@ def push(
         adapter.check_force(own[0])
         rows |= {name: (adapter, drawn), others(name): (adapter, drawn.roll(1, 0))}
     found: dict[str, Followed] = {}
-    for name in show.track(list(rows), "evaluate", quiet=quiet):
-        adapter, forces = rows[name]
-        films: list[np.ndarray] = []
-        for start in range(0, clips, BATCH):
-            part = truth[start : start + BATCH]
-            begun = video.from_bytes(np.stack([c.video[:1] for c in part]))
-            given = None if forces is None else {"force": forces[start : start + BATCH]}
-            captions = [caption_of(c.seed, split=split) for c in part]
-            seeds = noise[start : start + BATCH]
-            made = sample(backbone, adapter, captions, seeds, recipe, observed=begun, physics=given)
-            films += list(video.to_bytes(made))
-        found[name] = followed(films, own, [c.params["colour"] for c in truth])
+    with show.bar("push", len(rows) * clips, quiet=quiet) as bar:
+        for name, (adapter, forces) in rows.items():
+            films: list[np.ndarray] = []
+            for start in range(0, clips, BATCH):
+                part = truth[start : start + BATCH]
+                begun = video.from_bytes(np.stack([c.video[:1] for c in part]))
+                given = None if forces is None else {"force": forces[start : start + BATCH]}
+                captions = [caption_of(c.seed, split=split) for c in part]
+                seeds = noise[start : start + BATCH]
+                made = sample(backbone, adapter, captions, seeds, recipe, observed=begun, physics=given)
+                films += list(video.to_bytes(made))
+                bar.update(bar.done + len(part))
+            found[name] = followed(films, own, [c.params["colour"] for c in truth])
     return Pushes(clips, split, seed, found)
 
 
@@ -191,7 +192,7 @@ def evaluate(
         own = {"bundle": adapter.origin.get("sha256"), "recipe": adapter.recipe.model_dump(mode="json")}
         return about | own if adapter.origin else {}
 
-    with show.watch("evaluate", quiet=quiet) as progress:
+    with show.bar("evaluate", quiet=quiet) as bar:
         found = evaluation.evaluate(
             {name: [maker(one) for one in runs] for name, runs in who.items()},
             clips=clips,
@@ -203,12 +204,17 @@ def evaluate(
             batch=BATCH,
             about={name: [said(one) for one in runs] for name, runs in who.items()},
             folder=keep,
-            watch=progress,
+            watch=bar,
+            kept=bar.skip,
         )
     spread: dict[str, float] = {}
-    for name in show.track(list(who), "diversity", quiet=quiet):
-        each = [_diversity(backbone, who[name][0], recipe, m, clips=clips, split=split, seed=seed) for m in mechanisms]
-        spread[name] = float(np.mean(each))
+    with show.bar("diversity", len(who) * len(mechanisms), quiet=quiet) as bar:
+        for name in who:
+            each: list[float] = []
+            for m in mechanisms:
+                each.append(_diversity(backbone, who[name][0], recipe, m, clips=clips, split=split, seed=seed))
+                bar.update(bar.done + 1)
+            spread[name] = float(np.mean(each))
     return replace(found, more={"diversity": spread})
 
 

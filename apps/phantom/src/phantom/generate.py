@@ -22,7 +22,7 @@ from phantom.bundles import PHANTOM
 from phantom.config import Recipe, kind_of
 from phantom.force import Point, Wind, tensor
 from phantom.sample import cut, sample
-from trainers import ClipSpec, Skipped, override, pictures, video, write_bytes, write_text
+from trainers import ClipSpec, Skipped, override, pictures, show, video, write_bytes, write_text
 
 __all__ = ["generate", "load_adapter", "observe", "read", "recipe_of"]
 
@@ -83,6 +83,7 @@ def generate(
     save_physics: bool = False,
     follow: Path | None = None,
     force: Point | Wind | None = None,
+    quiet: bool = False,
 ) -> list[Path]:
     """Write `out` (mp4) and its json; `compare` puts the base to the left; `save_physics` keeps z (safetensors) and
     draws it; `follow` is a video whose own physics is to be followed; `force` is given to the physics and drawn.
@@ -101,8 +102,13 @@ def generate(
         d = recipe.data
         physics["force"] = tensor(force, d.frames, d.height, d.width)[None]
         adapter.check_force(force)
-    base = sample(backbone, None, [prompt], [seed], recipe, observed=observed) if compare else None
-    film = video.to_bytes(sample(backbone, adapter, [prompt], [seed], recipe, observed=observed, physics=physics)[0])
+    base, how = None, {"observed": observed}
+    if compare:
+        with show.bar("sample base (steps)", quiet=quiet) as bar:
+            base = sample(backbone, None, [prompt], [seed], recipe, **how, progress=bar)
+    with show.bar(f"sample {kind_of(recipe)} (steps)", quiet=quiet) as bar:
+        made = sample(backbone, adapter, [prompt], [seed], recipe, **how, physics=physics, progress=bar)
+    film = video.to_bytes(made[0])
     shown, frames, scale = [kind_of(recipe)], film, video.enlarged(film.shape[1])
     if base is not None:
         shown = ["base", *shown]

@@ -4,7 +4,7 @@ Wan's image pipeline takes one clean frame. For more of them the same pipeline i
 place of that frame: it masks, times and puts it back as it does with one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -43,12 +43,13 @@ def sample(
     *,
     observed: Float[Tensor, "b 3 p h w"] | None = None,
     physics: dict[str, Any] | None = None,
+    progress: Callable[[int, int], Any] | None = None,
 ) -> Float[Tensor, "b 3 t h w"]:
     """The videos of prompts in [-1, 1], with an adapter or of the base alone; a seed fixes the noise of its clip.
 
     `observed` are the first 4m + 1 frames; their latents come back exactly. `physics` goes to the adapter, tensors with
-    one row for each prompt (or one for all). ValueError
-    for a count of observed frames that is not 4m + 1 or leaves nothing to make.
+    one row for each prompt (or one for all). `progress` is called with the steps that are done and the steps in all.
+    ValueError for a count of observed frames that is not 4m + 1 or leaves nothing to make.
     """
     d, s = recipe.data, recipe.sampling
     noise = backbones.noise(backbone, list(seeds), d.frames, d.height, d.width)
@@ -61,6 +62,13 @@ def sample(
         "max_sequence_length": backbone.spec.text_length,
         "output_type": "pt",
     }
+    if progress is not None:
+
+        def ended(_pipe: Any, step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            progress(step + 1, s.steps)
+            return tensors
+
+        given["callback_on_step_end"] = ended
     if physics:
         given["attention_kwargs"] = {"physics": physics}
     backbone.check_words(list(prompts))

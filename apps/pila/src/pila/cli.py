@@ -10,7 +10,7 @@ import typer
 
 from trainers.commands import friendly, hint, left_out, new_app, show_table
 from trainers.method import CACHE, EXPORT, Export, Method, add
-from trainers.options import Bundled, Cached, Chosen, Compared, Fitted, Measured, Run, Written
+from trainers.options import Bundled, Cached, Chosen, Fitted, Measured, Run, Sampled, Written
 
 if TYPE_CHECKING:
     from backbones import WanBackbone
@@ -101,7 +101,7 @@ def train(
 def generate(
     prompt: Annotated[str, typer.Argument(help="what the video shows")],
     chosen: Chosen,
-    compared: Compared,
+    sampled: Sampled,
     bundle: Bundled = None,
     fields: Annotated[bool, typer.Option("--fields", help="also draw the bank and the experts")] = False,
     out: Written = Path("video.mp4"),
@@ -112,7 +112,7 @@ def generate(
 
     out = video.named(out)
     backbone, adapter = method().load_trained(chosen, bundle)
-    for path in run(backbone, adapter, prompt, out=out, fields=fields, **vars(compared)):
+    for path in run(backbone, adapter, prompt, out=out, fields=fields, **vars(sampled)):
         print(path)
 
 

@@ -122,10 +122,12 @@ def prepare(
             seen.append((position, clip.id, key, clip.caption, clip.labels.mechanisms))
             if not clip.twin and not store.cache.has(key, ("latent", "flow", "times_s")):
                 waiting.append((clip, key))
+            else:
+                bar.skip()
             if len(waiting) == d.encode_batch or len(seen) == total:
                 store.encode(waiting)
                 waiting = []
-            bar.update(len(seen))
+            bar.update(len(seen) - len(waiting))
     said = {"seen": seen, "failed": store.failed, "notes": [asdict(note) for note in store.notes]}
     everyone = engine.exchange(said | {"computed": store.computed})  # all have flushed
     store.cache.refresh()

@@ -36,7 +36,7 @@ def evaluate(
     def maker(who: PilaAdapter | None) -> evaluation.Maker:
         return lambda captions, seeds: list(video.to_bytes(sample(backbone, who, captions, seeds, recipe)))
 
-    with show.watch("evaluate", quiet=quiet) as progress:
+    with show.bar("evaluate", quiet=quiet) as bar:
         return evaluation.evaluate(
             {"base": maker(None), recipe.adapter: maker(adapter)},
             clips=clips,
@@ -46,5 +46,6 @@ def evaluate(
             mechanisms=mechanisms,
             about={"base": [about], recipe.adapter: [own]},
             folder=keep,
-            watch=progress,
+            watch=bar,
+            kept=bar.skip,
         )

@@ -21,7 +21,7 @@ from physexperts import MECHANISMS
 from pila.adapter import Anatomy, PilaAdapter
 from pila.bundles import PILA
 from pila.config import Recipe
-from trainers import override, video, write_text
+from trainers import override, show, video, write_text
 
 __all__ = ["Journal", "generate", "load_adapter", "read", "recipe_of", "sample"]
 
@@ -68,8 +68,11 @@ def sample(
     recipe: Recipe,
     *,
     watch: Callable[[float, Anatomy], None] | None = None,
+    progress: Callable[[int, int], Any] | None = None,
 ) -> Float[Tensor, "b 3 t h w"]:
-    """The videos of prompts with an adapter, or of the base alone, in [-1, 1]; a seed fixes the noise of its clip."""
+    """The videos of prompts with an adapter, or of the base alone, in [-1, 1]; a seed fixes the noise of its clip.
+    `progress` is called with the steps that are done and the steps in all.
+    """
     d, s = recipe.data, recipe.sampling
     settings: dict[str, Any] = {
         "noise": backbones.noise(backbone, list(seeds), d.frames, d.height, d.width),
@@ -78,6 +81,7 @@ def sample(
         "width": d.width,
         "steps": s.steps,
         "guidance": s.guidance,
+        "watch": progress,
     }
     if adapter is None:
         return backbones.sample(backbone, list(prompts), **settings)
@@ -99,6 +103,7 @@ def generate(
     out: Path,
     compare: bool = False,
     fields: bool = False,
+    quiet: bool = False,
 ) -> list[Path]:
     """Write `out` (mp4) and its json; with `compare` the base stands to the left; with `fields` pictures of bank and
     experts at the last corrected noise level.
@@ -106,8 +111,12 @@ def generate(
     ValueError for an `out` that is a folder or names another format.
     """
     out, recipe, journal = video.named(out), adapter.recipe, Journal()
-    base = sample(backbone, None, [prompt], [seed], recipe) if compare else None
-    film = video.to_bytes(sample(backbone, adapter, [prompt], [seed], recipe, watch=journal)[0])
+    base = None
+    if compare:
+        with show.bar("sample base (steps)", quiet=quiet) as bar:
+            base = sample(backbone, None, [prompt], [seed], recipe, progress=bar)
+    with show.bar(f"sample {recipe.adapter} (steps)", quiet=quiet) as bar:
+        film = video.to_bytes(sample(backbone, adapter, [prompt], [seed], recipe, watch=journal, progress=bar)[0])
     frames, shown, scale = film, [recipe.adapter], video.enlarged(film.shape[1])
     if base is not None:
         from trainers import pictures

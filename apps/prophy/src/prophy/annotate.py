@@ -69,16 +69,16 @@ def annotate_clips(recipe: Recipe, root: Path, vlm: Vlm | None = None, *, quiet:
     mine = computed = placeless = 0
     flushed = time.monotonic()
     try:
-        with show.bar("annotate", len(source.clips), quiet=quiet) as bar:
-            for index, clip in enumerate(source.clips):
-                bar.update(index + 1)
-                if index % world_size != rank:
-                    continue
+        own = source.clips[rank::world_size]
+        with show.bar("annotate", len(own), quiet=quiet) as bar:
+            for clip in own:
+                bar.update(mine)
                 mine += 1
                 present = named(vector(clip.labels, recipe.data.vocabulary), recipe)
                 placeless += not present
                 maps_key = key(Source.of(clip.item.media).content, present)
                 if cache.has(maps_key):
+                    bar.skip()
                     continue
                 try:
                     frames = torch.from_numpy(clip.item.load().frames)
@@ -98,6 +98,7 @@ def annotate_clips(recipe: Recipe, root: Path, vlm: Vlm | None = None, *, quiet:
                 if time.monotonic() - flushed > FLUSH_S:
                     cache.flush()
                     flushed = time.monotonic()
+            bar.update(mine)
     finally:
         cache.flush()
     _list(root, rank, [*source.skipped, *skipped])

@@ -11,7 +11,7 @@ import typer
 
 from trainers.commands import errors, friendly, hint, left_out, new_app, show_table, shown
 from trainers.method import CACHE, EXPORT, Export, Method, add
-from trainers.options import Bundled, Bundles, Cached, Chosen, Compared, Fitted, Measured, Quiet, Run, Written
+from trainers.options import Bundled, Bundles, Cached, Chosen, Fitted, Measured, Quiet, Run, Sampled, Written
 
 if TYPE_CHECKING:
     from prophy.config import Recipe
@@ -118,7 +118,7 @@ def train(
 def generate(
     prompt: Annotated[str, typer.Argument(help="what the video shows")],
     chosen: Chosen,
-    compared: Compared,
+    sampled: Sampled,
     bundle: Bundled = None,
     maps: Annotated[bool, typer.Option("--maps", help="also draw what REB finds where, and how")] = False,
     out: Written = Path("video.mp4"),
@@ -132,7 +132,7 @@ def generate(
 
     out = video.named(out)
     backbone, adapter = method().load_trained(chosen, bundle)
-    for path in run(backbone, adapter, prompt, out=out, maps=maps, **vars(compared)):
+    for path in run(backbone, adapter, prompt, out=out, maps=maps, **vars(sampled)):
         print(path)
 
 

@@ -56,7 +56,7 @@ def evaluate(
         own = adapter.origin and {"bundle": adapter.origin["sha256"], "recipe": adapter.recipe.model_dump(mode="json")}
         return about | own if own else {}
 
-    with show.watch("evaluate", quiet=quiet) as progress:
+    with show.bar("evaluate", quiet=quiet) as bar:
         found = evaluation.evaluate(
             {name: [maker(one) for one in of] for name, of in runs.items()},
             clips=clips,
@@ -67,6 +67,7 @@ def evaluate(
             batch=BATCH,
             about={name: [said(one) for one in of] for name, of in runs.items()},
             folder=keep,
-            watch=progress,
+            watch=bar,
+            kept=bar.skip,
         )
     return replace(found, more={"routers": dict(routers or {})})

@@ -6,7 +6,7 @@ names them. A tiny video is enlarged by pixel copies so that a player shows it.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,7 @@ from prophy.adapter import Seen
 from prophy.bundles import PROPHY
 from prophy.config import Recipe
 from prophy.train import adapter_of, kind_of
-from trainers import override, video, write_text
+from trainers import override, show, video, write_text
 
 __all__ = ["Journal", "generate", "load_adapter", "read", "recipe_of", "sample"]
 
@@ -88,8 +88,11 @@ def sample(
     recipe: Recipe,
     *,
     watch: Any = None,
+    progress: Callable[[int, int], Any] | None = None,
 ) -> Float[Tensor, "b 3 t h w"]:
-    """The videos of prompts with an adapter, or of the base alone, in [-1, 1]; a seed fixes the noise of its clip."""
+    """The videos of prompts with an adapter, or of the base alone, in [-1, 1]; a seed fixes the noise of its clip.
+    `progress` is called with the steps that are done and the steps in all.
+    """
     d, s = recipe.data, recipe.sampling
     settings: dict[str, Any] = {
         "noise": backbones.noise(backbone, list(seeds), d.frames, d.height, d.width),  # pyright: ignore
@@ -98,6 +101,7 @@ def sample(
         "width": d.width,
         "steps": s.steps,
         "guidance": s.guidance,
+        "watch": progress,
     }
     if adapter is None:
         return backbones.sample(backbone, list(prompts), **settings)  # pyright: ignore[reportArgumentType]
@@ -118,6 +122,7 @@ def generate(
     out: Path,
     compare: bool = False,
     maps: bool = False,
+    quiet: bool = False,
 ) -> list[Path]:
     """Write `out` (mp4) and its json; with `compare` the base stands to the left; with `maps` two pictures at
     the last noise level: where REB finds what the prompt speaks of, and who refines which token.
@@ -128,8 +133,12 @@ def generate(
     if maps and getattr(adapter, "refine", None) is None:
         raise ValueError(f"expected an adapter with refinement experts for --maps, got {kind_of(recipe)}")
     journal = Journal()
-    base = sample(backbone, None, [prompt], [seed], recipe) if compare else None
-    film = video.to_bytes(sample(backbone, adapter, [prompt], [seed], recipe, watch=journal)[0])
+    base = None
+    if compare:
+        with show.bar("sample base (steps)", quiet=quiet) as bar:
+            base = sample(backbone, None, [prompt], [seed], recipe, progress=bar)
+    with show.bar(f"sample {kind_of(recipe)} (steps)", quiet=quiet) as bar:
+        film = video.to_bytes(sample(backbone, adapter, [prompt], [seed], recipe, watch=journal, progress=bar)[0])
     shown, frames, scale = [kind_of(recipe)], film, video.enlarged(film.shape[1])
     if base is not None:
         from trainers.pictures import beside

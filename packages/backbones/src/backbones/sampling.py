@@ -6,7 +6,7 @@ every step (CogVideoX-5B's) get one generator a clip, seeded by the clip's first
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -41,8 +41,9 @@ def sample(
     steps: int = 25,
     guidance: float = 1.5,
     batch_size: int | None = None,
+    watch: Callable[[int, int], Any] | None = None,
 ) -> Float[Tensor, "b 3 t h w"]:
-    """Give videos in [-1, 1] of the prompts.
+    """Give videos in [-1, 1] of the prompts; `watch` is called with the steps that are done and the steps in all.
 
     `seed` is one per prompt, or one number from which clip i takes `seed + i`; or give `noise` itself. `image` in [-1,
     1] is the first frame of each clip: an image-to-video model wants it, a TI2V model takes it as a clean prefix
@@ -83,7 +84,14 @@ def sample(
             raise ValueError(f"expected one first frame per prompt, got {len(image)} for {len(prompts)} prompts")
         call, size = image_pipeline(backbone), 1
         firsts = pictures(image, as_pil=getattr(call, "image_encoder", None) is not None)
-    parts = []
+    parts, total = [], steps * len(range(0, len(prompts), size))
+    if watch is not None:
+
+        def ended(_pipe: Any, step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            watch(steps * len(parts) + step + 1, total)
+            return tensors
+
+        settings["callback_on_step_end"] = ended
     for i in range(0, len(prompts), size):
         given = settings | _noise(backbone, latents[i : i + size]) | ({"image": firsts[i]} if firsts else {})
         parts.append(call(prompt=prompts[i : i + size], **given).frames)

@@ -177,6 +177,7 @@ def evaluate(
     about: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     folder: Path | None = None,
     watch: Callable[[int, int], Any] | None = None,
+    kept: Callable[[int], Any] | None = None,
 ) -> Evaluation:
     """Measure `clips` captions a mechanism of every method and run.
 
@@ -190,6 +191,7 @@ def evaluate(
             to what they were measured of: another bundle or sampling is another part.
         folder: where parts are kept while they grow.
         watch: called with the clips that are measured and the clips in all.
+        kept: called with a number of clips that the folder holds, before `watch` counts them.
 
     Raises:
         ValueError: for what no clip can be made of, makers that do not give one film a caption, or a folder without
@@ -210,7 +212,10 @@ def evaluate(
         for name, of in runs.items():
             for maker, run in zip(of, found[name], strict=True):
                 measures: list[Measures] = []
-                for measures in _grow(maker, mechanism, run.about, setting, batch=batch, folder=folder):
+                parts = _grow(maker, mechanism, run.about, setting, batch=batch, folder=folder)
+                for number, measures in enumerate(parts):
+                    if kept is not None and number == 0:
+                        kept(len(measures))
                     if watch is not None:
                         watch(done + len(measures), total)
                 done += clips

@@ -327,6 +327,7 @@ def make(
             with signals.caught() as asked, show.bar(f"{name} {rank}/{world}", len(own), quiet=quiet) as bar:
                 for done, outcome in enumerate(worker.run(own, asked), 1):
                     reporter.add(outcome, worker.hashed.pop(outcome.id, None))
+                    bar.skip(outcome.status == "there")
                     bar.update(done)
         finally:
             report = reporter.close(batch=worker.batch, producers=worker.producers, specs=worker.specs)

@@ -76,6 +76,7 @@ def make_on_ray(
                     outcome = Outcome(row["id"], row["key"], row["status"], row["why"])
                     reporter.add(outcome, Hashed(**file) if file else None)
                     least, specs = min(least, row["batch"]), specs.union(row["specs"])
+                    shown.skip(outcome.status == "there")
                     shown.update(done)
         finally:
             report = reporter.close(batch=least, producers=producers, specs=specs)

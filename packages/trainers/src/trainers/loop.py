@@ -170,7 +170,9 @@ class _Loop:
         budget = steps if steps is not None else 60 * (stage.length.minutes or 0)
         self.announce(stage, steps, per_step)
         step, moving, text = Step(run), [], ""
-        with show.bar(stage.name, round(budget), quiet=self.quiet) as bar:
+        label = f"{stage.name} ({run.stage_index + 1} of {len(run.stages)})"
+        with show.bar(label, round(budget), quiet=self.quiet) as bar:
+            bar.skip(run.step if steps is not None else run.stage_seconds)  # of a session before
             while (spent := run.step if steps is not None else run.stage_seconds) < budget:
                 if self.due():
                     self.log.flush()
@@ -198,8 +200,25 @@ class _Loop:
                         self.log.flush(**seen)
                 if run.step % 10 == 1:
                     text = "  ".join(f"{name} {value:.4g}" for name, value in made.terms.items())
-                bar.update(min(budget, spent), text)
+                bar.update(min(budget, spent), f"{self.ahead(bar)}{text}")
         self.disengage()
+
+    def ahead(self, bar: show.Bar) -> str:
+        """Write how long the whole run will take from here, where stages follow: this one by its bar, the others by
+        what a sample costs there beside one here (`Stage.cost`).
+        """
+        run, here = self.run, self.run.stage
+        left, each = bar.seconds_left(), bar.seconds_each()
+        if left is None or each is None or run.stage_index + 1 == len(run.stages):
+            return ""
+        if here.length.minutes is not None:  # the bar counts seconds
+            each = run.stage_seconds / run.step
+        for stage in run.stages[run.stage_index + 1 :]:
+            per_step = stage.batch_size * stage.accumulate * self.engine.world_size
+            steps = stage.length.in_steps(samples=len(stage.data), per_step=per_step)
+            weight = stage.cost * stage.batch_size * stage.accumulate / (here.cost * here.batch_size * here.accumulate)
+            left += 60 * (stage.length.minutes or 0) if steps is None else steps * each * weight
+        return f"({show.duration(left)} for all) "
 
     def advance(self, elapsed: float, made: Made, progress: Progress) -> None:
         """Count and log a step, and do as its guards say: the same in every process."""

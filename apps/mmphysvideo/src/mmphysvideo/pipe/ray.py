@@ -53,7 +53,8 @@ def run_on_ray(
     )
     rows.context.enable_progress_bars = False  # there is one here
     with show.bar("pipe on Ray", len(sources), quiet=quiet) as bar:
-        for done, _ in enumerate(rows.iter_rows(), 1):
+        for done, row in enumerate(rows.iter_rows(), 1):
+            bar.skip(row["there"])
             bar.update(done)
     return manifest.write(out, sources, list(skipped), settings, crew_of(settings))
 
@@ -70,4 +71,4 @@ class _Actor:
 
     def __call__(self, block: dict[str, Any]) -> dict[str, list[Any]]:
         done = [process(self.sources[k], self.out, self.settings, self.crew) for k in block["number"]]
-        return {"id": [outcome["id"] for outcome in done]}
+        return {"id": [outcome["id"] for outcome in done], "there": ["there" in outcome for outcome in done]}

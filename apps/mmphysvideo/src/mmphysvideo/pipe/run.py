@@ -75,7 +75,7 @@ def run(
     own = sources[rank::world]
     with show.bar(f"pipe {rank}/{world}", len(own), quiet=quiet) as bar:
         for done, source in enumerate(own, 1):
-            process(source, out, settings, crew, watch)
+            bar.skip("there" in process(source, out, settings, crew, watch))
             bar.update(done)
     return manifest.write(out, sources, list(skipped), settings, crew)
 

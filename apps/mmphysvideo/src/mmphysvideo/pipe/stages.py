@@ -61,7 +61,7 @@ def slug(id_: str) -> str:
 
 
 def process(source: Source, out: Path, settings: Settings, crew: Crew, watch: Watch | None = None) -> dict[str, Any]:
-    """Take one file through all stages; returns what became of it, which also lies under `items`."""
+    """Take one file through all stages; returns what became of it, which also lies under `items` (`there`: it did)."""
     name = slug(source.id)
     place = out / ITEMS / f"{name}.json"
     outcome: dict[str, Any] = {"id": source.id, "clips": [], "why": ""}
@@ -70,7 +70,7 @@ def process(source: Source, out: Path, settings: Settings, crew: Crew, watch: Wa
             content = hashlib.file_digest(file, "sha256").hexdigest()
         key = _digest(content, settings.model_dump(mode="json"), crew.names, source.caption)
         if (known := _read(place)) is not None and known.get("key") == key and not _failed(known):
-            return known
+            return known | {"there": True}
         outcome |= {"key": key, "content": content}
         work = _Work(source, name, out, settings, crew, watch or (lambda _clip, _stage: None))
         outcome["clips"] = work.clips(content)
