@@ -25,6 +25,7 @@ include_patterns = [
     "*.md",
     "docs/**.md",
     "benchmarks/**.md",
+    "release/*.md",
     "apps/*/*.md",
     "packages/*/*.md",
     "packages/backbones/src/backbones/weights/*/README.md",
@@ -86,6 +87,7 @@ BELOW = {
     "apps/world/README": ["apps/world/CHANGELOG"],
     "docs/contributing/index": [f"docs/contributing/{name}" for name in ("backbone", "residual", "expert", "recipe")],
     "THIRD_PARTY_NOTICES": ["packages/*/THIRD_PARTY_NOTICES", "apps/*/THIRD_PARTY_NOTICES"],
+    "CONTRIBUTING": ["release/README"],
     "benchmarks/README": ["benchmarks/gpu/QUEUE", "benchmarks/slow"],
 }
 
