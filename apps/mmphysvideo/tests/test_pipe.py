@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import physworld
 from mmphysvideo.pipe import filters, shots
+from mmphysvideo.pipe.caption import caption
 from mmphysvideo.pipe.command import pipe
 from mmphysvideo.pipe.evidence import Evidence, NoEvidence, supported
 from mmphysvideo.pipe.experts import crew_of
@@ -408,3 +409,53 @@ def test_the_command_runs_and_says_what_was_kept(pool, tmp_path):
     wrong = CliRunner().invoke(app, [one, "--out", str(tmp_path), "--set", "cut.frame=9"])
     assert wrong.exit_code == 1
     assert "did you mean 'frames'" in " ".join(wrong.output.split())
+
+
+@pytest.fixture
+def captioning():
+    app = typer.Typer()
+    app.command()(caption)
+    return lambda *words: CliRunner().invoke(app, [*map(str, words), "--quiet"])
+
+
+def test_a_server_captions_what_has_no_caption_and_the_rest_stays(fake, pool, tmp_path, captioning):
+    for name in ("throw 0.mp4", "throw 1.mp4", "throw 1.txt"):
+        (tmp_path / name).write_bytes((pool / name).read_bytes())
+    fake.replies = [(200, "A ball flies\nin an arc.")]
+    server = ["witness.kind=server", f"witness.url={fake.url}", "witness.model=some/model", "witness.frames=3"]
+    said = captioning(tmp_path, *(word for one in server for word in ("--set", one)))
+    assert said.exit_code == 0, said.output
+    assert len(fake.asked) == 1
+    assert "3 frames of one video clip" in fake.asked[0]["messages"][0]["content"][-1]["text"]
+    records = {r.id: (r.caption, r.extra) for r in read_records(tmp_path)[0]}
+    assert records["throw 0.mp4"] == ("A ball flies in an arc.", {"caption_by": "model"})
+    assert records["throw 1.mp4"] == ("a ball is thrown", {})
+    assert [s.caption for s in sources_of(tmp_path)[0]] == ["A ball flies in an arc.", "a ball is thrown"]
+
+
+def test_a_server_that_is_down_is_one_line_and_writes_nothing(fake, pool, tmp_path, captioning):
+    for number in range(3):
+        (tmp_path / f"{number}.mp4").write_bytes((pool / "throw 0.mp4").read_bytes())
+    fake.replies = [(500, "down")]
+    server = ["witness.kind=server", f"witness.url={fake.url}", "witness.model=m", "witness.retries=0"]
+    said = captioning(tmp_path, *(word for one in server for word in ("--set", one)))
+    assert said.exit_code == 1
+    assert "captions none of 3 clips in a row" in said.output
+    assert not (tmp_path / "captions.json").exists()
+
+
+def test_without_a_model_names_are_taken_where_they_are_asked_for_and_the_ways_are_named_else(
+    pool, tmp_path, captioning
+):
+    (tmp_path / "a ball is thrown.mp4").write_bytes((pool / "throw 0.mp4").read_bytes())
+    refused = captioning(tmp_path)
+    assert refused.exit_code == 1
+    assert all(way in refused.output for way in ("witness.kind=server", "witness.kind=local", "--names", "NAME.txt"))
+    assert captioning(tmp_path, "--names").exit_code == 0
+    assert read_records(tmp_path)[0][0].caption == "a ball is thrown"
+
+
+def test_a_caption_that_a_person_wrote_wins_over_the_rules(done):
+    records = {r.source: r.caption for r in read_records(done[0] / "records.jsonl")[0]}
+    assert records["throw 1.mp4"] == "a ball is thrown"
+    assert "body" in records["throw 0.mp4"]

@@ -134,3 +134,29 @@ def test_the_table_says_whether_all_is_well():
     assert check.show([check.Finding("a", "[red]fine"), check.Finding("b", "so so", "warn")], console)
     assert not check.show([check.Finding("a", "bad", "error")], console)
     assert "[red]fine" in console.export_text()
+
+
+def test_the_rate_that_most_files_give_even_clips_at_is_named(tmp_path):
+    grey = np.zeros((40, 16, 16, 3), np.uint8)
+    paths = [video.write(tmp_path / f"{fps}.mp4", grey, fps) for fps in (8, 24, 30)]
+    (finding,) = check.rates([*paths, tmp_path / "none.mp4"], SPEC)
+    assert (finding.level, finding.said) == (
+        "warn",
+        "3 of 3 files give an even clip with data.fps=8 (0.50 s), 1 with 16",
+    )
+    assert check.rates(paths, ClipSpec(5, 8, 16, 16)) == []
+    assert check.rates([tmp_path / "none.mp4"], SPEC) == []
+
+
+def test_files_that_are_too_short_at_every_rate_are_no_reason_to_change_it(tmp_path):
+    path = video.write(tmp_path / "a.mp4", np.zeros((3, 16, 16, 3), np.uint8), 24)
+    assert check.rates([path], SPEC) == []
+
+
+def test_a_clip_without_labels_is_counted_and_every_clip_says_who_labelled_it():
+    labelled = [(f"{n}.mp4", ["fluid"] if n else [], "annotation" if n else "") for n in range(20)]
+    finding = check.by_clip(labelled)
+    assert finding.level == "warn"
+    assert finding.said.startswith("1 of 20 without; 0.mp4: none; 1.mp4: fluid (annotation)")
+    assert finding.said.endswith("; and 4 more")
+    assert check.by_clip(labelled[1:]).level == "ok"

@@ -1,10 +1,12 @@
 """What is kept back from training is a matter of the film alone, and a clip meets the same noise whatever is asked."""
 
+import json
+
 import pytest
 import torch
 
 from trainers import InMemory
-from trainers.heldout import each_clip, kept_back
+from trainers.heldout import compare, each_clip, kept_back
 
 FILMS = [f"film {number}.mp4" for number in range(200)]
 
@@ -61,3 +63,36 @@ def test_a_look_at_held_out_clips_changes_no_random_number():
     torch.manual_seed(0)
     each_clip(lambda batch, level, generator: {"x": torch.rand(1)[0]}, InMemory({"x": torch.zeros(2, 1)}), quiet=True)
     assert torch.equal(torch.rand(1), wanted)
+
+
+class Difference:
+    """Stands for `physworld.paired.Difference`."""
+
+    def __init__(self, mean):
+        self.mean = mean
+
+    def __str__(self):
+        return f"{self.mean:+.1f}"
+
+
+def paired(a, b, one, other):
+    return Difference(torch.tensor(one).mean().item() - torch.tensor(other).mean().item())
+
+
+def test_methods_stand_beside_the_base_in_percent_of_its_loss_and_are_written_clip_by_clip(tmp_path):
+    data = InMemory({"x": torch.tensor([[1.0], [3.0]])})
+
+    def run(factor):
+        return lambda batch, level, generator: {"base": batch["x"].mean(), "trained": factor * batch["x"].mean()}
+
+    found = compare({"mine": [run(0.5), run(0.7)], "control": [run(1.0)]}, data, ("a", "b"), quiet=True)
+    assert found.rows(paired) == [
+        ("model", "held-out loss", "- base, % of its loss [95 %]", "clips"),
+        ("base", "2.0000", "", "2"),
+        ("mine", "1.2000", "-40.0", "2"),
+        ("control", "2.0000", "+0.0", "2"),
+    ]
+    tree = json.loads(found.save(tmp_path / "own.json", paired, {"split": "own"}).read_text())
+    assert tree["losses"]["mine"][0] == pytest.approx([0.5, 1.5])
+    assert tree["clips"] == ["a", "b"]
+    assert tree["difference_percent"]["mine"]["mean"] == pytest.approx(-40)

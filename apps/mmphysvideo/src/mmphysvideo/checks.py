@@ -9,13 +9,14 @@ import torch
 import physworld
 from backbones import Text, blocks_of
 from mmphysvideo.config import Recipe
+from mmphysvideo.data import records_of
 from mmphysvideo.plan import artefacts, token_grid
 from mmphysvideo.pseudo_world import of_clip
 from mmphysvideo.relations import pooled
 from mmphysvideo.streams import levels
 from mmphysvideo.teacher import Teacher
 from mmphysvideo.train import learner
-from trainers import check, read_records, video
+from trainers import check, video
 from trainers.check import Finding
 
 __all__ = ["look"]
@@ -42,7 +43,7 @@ def look(recipe: Recipe, backbone: Any, cache: Path) -> list[Finding]:
         found.append(Finding("records", f"{d.clips} clips of the simulated world ({d.split})"))
         count = d.clips
     else:
-        records, skipped = read_records(d.source, root=d.root)
+        records, skipped = records_of(recipe)
         found.append(check.read(len(records), "found", skipped))
         without = sum("perception" not in r.extra for r in records)
         if without:
@@ -50,8 +51,9 @@ def look(recipe: Recipe, backbone: Any, cache: Path) -> list[Finding]:
             said = f"{without} of {len(records)} clips have none: make it with `mmphysvideo pipe`"
             found.append(Finding("perception", said, level))
         spec = video.ClipSpec(frames=d.frames, fps=d.fps, height=d.height, width=d.width)
-        cuts = check.cut([r.path for r in check.few(records)], spec)
-        found += check.lengths(cuts)
+        paths = [r.path for r in check.few(records)]
+        cuts = check.cut(paths, spec)
+        found += [*check.lengths(cuts), *check.rates(paths, spec)]
         whole = [c.frames for c in cuts if c.frames is not None]
         frames, count = np.stack(whole) if whole else perceived, len(records)
     latent = backbone.spec.latent

@@ -23,12 +23,14 @@ from mmphysvideo.config import Data, Recipe
 from mmphysvideo.features import digest
 from mmphysvideo.pseudo import encode
 from mmphysvideo.pseudo_world import of_clip
-from trainers import ClipSpec, Filters, Record, cache_job, read_records, video
+from trainers import ClipSpec, Record, cache_job, read_records, video
 from trainers.cache import Cache, Producer, Source
 from trainers.data import Skipped
 from trainers.engine import Engine
+from trainers.heldout import kept_back, parted
+from trainers.records import table_in
 
-__all__ = ["Clips", "Prepared", "prepare", "producers"]
+__all__ = ["Clips", "Prepared", "prepare", "producers", "records_of"]
 
 SCHEMA = 1
 """Part of every producer: raise it when what is stored changes its meaning."""
@@ -49,12 +51,14 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A data set ready to train on, and what was left out."""
+    """A data set ready to train on, and what was left out; of one's own films some are `held` back."""
 
     data: "Clips"
     clips: int
     computed: int
     skipped: tuple[Skipped, ...]
+    held: "Clips | None" = None
+    held_clips: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -147,19 +151,32 @@ def prepare(
     everyone = engine.exchange(mine)  # all have closed their shards
     skipped += [Skipped(path, why) for _, failed in everyone for path, why in failed]
     lost = {s.path for s in skipped}
+    kept = [(i, shown) for i, shown in pairs if i.id not in lost and (shown is None or shown.id not in lost)]
     keys = [
         Keys(
             video=Source.of(item.media, spec=item.spec).key,
             perception=None if shown is None else Source.of(shown.media, spec=shown.spec).key,
             text=Source.of(captions[item.id].encode()).key,
         )
-        for item, shown in pairs
-        if item.id not in lost and (shown is None or shown.id not in lost)
+        for item, shown in kept
     ]
     if not keys:
         raise _none_left(d.source, skipped)
-    data = Clips(Cache(root), keys, made, text_length=backbone.spec.text_length)
-    return Prepared(data, len(keys), sum(count for count, _ in everyone), tuple(skipped))
+    films: dict[str, str] = {}  # of twins the first one's
+    back = kept_back(
+        [films.setdefault(k.video, str(i.noted.get("film", ""))) for k, (i, _) in zip(keys, kept, strict=True)],
+        d.held_out if d.source != "world" else 0.0,
+    )
+    trained, held = parted(keys, back)
+    opened = partial(Clips, Cache(root), made=made, text_length=backbone.spec.text_length)
+    return Prepared(
+        opened(trained),
+        len(trained),
+        sum(count for count, _ in everyone),
+        tuple(skipped),
+        opened(held) if held else None,
+        tuple(item.id for item, _ in parted(kept, back)[1]),
+    )
 
 
 def _none_left(source: str, skipped: Sequence[Skipped]) -> ValueError:
@@ -195,10 +212,21 @@ def _items(recipe: Recipe, skipped: list[Skipped], *, perceived: bool) -> Pairs:
             yield item, cache_job.Item(f"{name} ({d.modality})", drawn, load, sizes, noted)
 
 
+def records_of(recipe: Recipe) -> tuple[list[Record], list[Skipped]]:
+    """Read the clips of a source that is not the world; ValueError for a folder of plain videos."""
+    d = recipe.data
+    if Path(d.source).is_dir() and table_in(Path(d.source)) is None:
+        raise ValueError(
+            f"expected a table of clips with their perception, got the folder {d.source}: make one with `mmphysvideo"
+            f" pipe {d.source} --out runs/pipe`, then --set data.source=runs/pipe/records.jsonl"
+        )
+    return read_records(d.source, root=d.root)
+
+
 def _recorded(recipe: Recipe, skipped: list[Skipped], *, perceived: bool) -> Pairs:
     d = recipe.data
     spec = ClipSpec(frames=d.frames, fps=d.fps, height=d.height, width=d.width)
-    records, left_out = read_records(d.source, root=d.root, filters=Filters())
+    records, left_out = records_of(recipe)
     skipped += left_out
     home = Path(d.root) if d.root else Path(d.source).parent if Path(d.source).is_file() else Path(d.source)
     for record, item in zip(records, cache_job.clip_items(records, spec), strict=True):

@@ -35,8 +35,9 @@ def look(recipe: Recipe, backbone: WanBackbone, encoder: Any, cache: Path, run: 
         records, skipped = read_records(d.source, root=d.root)
         found.append(check.read(len(records), "found", skipped))
         spec = video.ClipSpec(frames=d.frames, fps=d.fps, height=d.height, width=d.width)
-        cuts = check.cut([r.path for r in check.few(records)], spec)
-        found += check.lengths(cuts)
+        paths = [r.path for r in check.few(records)]
+        cuts = check.cut(paths, spec)
+        found += [*check.lengths(cuts), *check.rates(paths, spec)]
         whole = [c.frames for c in cuts if c.frames is not None]
         frames, count = (
             np.stack(whole) if whole else np.zeros((0, d.frames, d.height, d.width, 3), np.uint8),

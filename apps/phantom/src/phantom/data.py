@@ -31,6 +31,7 @@ from trainers import ClipSpec, Filters, cache_job, read_records, video
 from trainers.cache import Cache, Producer, Source
 from trainers.data import Skipped
 from trainers.engine import Engine
+from trainers.heldout import kept_back, parted
 
 __all__ = [
     "Clips",
@@ -61,12 +62,16 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A data set ready to train on, the basis of its z, and what was left out."""
+    """A data set ready to train on, the basis of its z, and what was left out; of one's own films some are `held`
+    back.
+    """
 
     data: "Clips"
     clips: int
     computed: int
     skipped: tuple[Skipped, ...]
+    held: "Clips | None" = None
+    held_clips: tuple[str, ...] = ()
 
 
 class Clips:
@@ -181,15 +186,24 @@ def prepare(
     store, lost = Cache(root), {s.path for s in skipped}
     kept = [item for item in items if item.id not in lost]
     found = cache_job.sources(root, kept)
-    keys = [(found[i.id].key, Source.of(captions[i.id].encode()).key) for i in kept]
+    films: dict[str, str] = {}  # of twins the first one's
+    own = d.source != "world" and not pushed
+    back = kept_back(
+        [films.setdefault(found[i.id].key, str(i.noted.get("film", ""))) for i in kept], d.held_out if own else 0.0
+    )
+    rows = [(found[i.id].key, Source.of(captions[i.id].encode()).key) for i in kept]
+    keys, held = parted(rows, back)
     if basis is None:
         basis = fit_basis(recipe, store, [seen for seen, _ in keys], made, encoder)
-    data = Clips(store, keys, recipe, basis, made=made, text_length=backbone.spec.text_length)
+    opened = partial(Clips, store, recipe=recipe, basis=basis, made=made, text_length=backbone.spec.text_length)
+    data = opened(keys)
     if pushed:
         data.forces = [forces[i.id] for i in kept]
         if recipe.force.shuffled:
             data.forces = data.forces[1:] + data.forces[:1]
-    return Prepared(data, len(keys), sum(count for count, _ in everyone), tuple(skipped))
+    names = tuple(item.id for item in parted(kept, back)[1])
+    made_now = sum(count for count, _ in everyone)
+    return Prepared(data, len(keys), made_now, tuple(skipped), opened(held) if held else None, names)
 
 
 def held_out(
@@ -202,7 +216,7 @@ def held_out(
     quiet: bool = False,
     engine: Engine | None = None,
 ) -> "Clips | None":
-    """Clips of the world's `val` split for the held-out loss; None for other sources, which keep nothing back."""
+    """Clips of the world's `val` split for the held-out loss; None for other sources (`Prepared.held`)."""
     if recipe.data.source != "world":
         return None
     data = recipe.data.model_copy(update={"split": "val", "clips": HELD_CLIPS})

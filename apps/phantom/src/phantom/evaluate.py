@@ -2,7 +2,8 @@
 
 All get the same prompts, the same noise and, where frames are observed, the same beginnings, so what is compared is
 paired (`physworld.evaluation`); several bundles of one kind are training seeds of one method. Diversity is the mean
-distance between samples of one caption, since the paper's method lost some.
+distance between samples of one caption, since the paper's method lost some. Of one's own clips `beside` is the loss on
+those that training was not shown.
 """
 
 import json
@@ -17,15 +18,18 @@ from torch import Tensor
 
 import physworld
 from backbones import WanBackbone
+from phantom.adapter import PhantomAdapter
 from phantom.config import Recipe
 from phantom.force import tensor
 from phantom.pushed import MECHANISM, Ball, Followed, caption_of, followed, force_of, speed_rank
 from phantom.sample import sample
+from phantom.train import Trainer
 from physworld import MECHANISMS, evaluation
 from physworld.paired import LEAST, Difference, paired
 from trainers import show, video, write_text
+from trainers.heldout import HeldOutLoss
 
-__all__ = ["Pushes", "evaluate", "others", "push"]
+__all__ = ["Pushes", "beside", "evaluate", "others", "push"]
 
 BATCH = 16
 WHOLE = 0.8
@@ -230,3 +234,23 @@ def _diversity(
     distance = torch.cdist(each, each) / each.shape[-1] ** 0.5
     pairs = DIVERSE * (DIVERSE - 1)
     return float((distance.sum((1, 2)) / pairs).mean())
+
+
+def beside(backbone: WanBackbone, adapter: PhantomAdapter) -> HeldOutLoss:
+    """The flow-matching error of base and adapter on one noised clip of which nothing is observed, every text kept.
+
+    The adapter sees the clip's physics latent beside it, as noisy as the clip: it is told more than the base is.
+    """
+    trainer = Trainer(adapter.recipe, adapter, backbone)
+
+    def loss(batch: dict[str, Any], level: float, generator: torch.Generator) -> dict[str, Tensor]:
+        b = len(batch["latent"])
+        nothing = torch.zeros(b, dtype=torch.long)
+        flows = trainer.flows(batch, torch.full((b,), level), nothing, nothing.bool(), generator)
+        with torch.no_grad():
+            base = backbone.predict(flows.x, flows.sigma[:, 0], flows.text)
+            trained, _ = adapter.velocities(flows.x, flows.z, flows.sigma, flows.text)
+        target = flows.video_target
+        return {"base": (base - target).square().mean(), "trained": (trained - target).square().mean()}
+
+    return loss

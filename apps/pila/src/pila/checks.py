@@ -15,11 +15,11 @@ import physworld
 from backbones import WanBackbone, verify
 from physexperts import MECHANISMS, Labels
 from pila.config import Recipe
-from pila.data import labels_of
-from pila.plan import clips_of
+from pila.data import decoded, labels_of
 from pila.train import fresh
 from trainers import check, read_records, video
 from trainers.check import Finding
+from trainers.job import clips_of
 
 __all__ = ["look"]
 
@@ -37,7 +37,7 @@ def look(recipe: Recipe, backbone: WanBackbone, cache: Path) -> list[Finding]:
     found.append(_identity(recipe, backbone))
     values = shape[1] * shape[2] * shape[3]
     each = 4 * (values * (shape[0] + 2) + backbone.spec.text_length * backbone.spec.text_dim)
-    return [*found, check.disk(cache, clips_of(recipe) * each)]
+    return [*found, check.disk(cache, clips_of(recipe.data) * each)]
 
 
 def _world(recipe: Recipe, backbone: WanBackbone) -> list[Finding]:
@@ -59,12 +59,16 @@ def _files(recipe: Recipe, backbone: WanBackbone) -> list[Finding]:
     records, skipped = read_records(d.source, root=d.root)
     few = check.few(records)
     found = [check.read(len(records), "found", skipped)]
-    labels = [labels_of(r, recipe) for r in (few if d.fallback == "llm" else records)]
+    asked = few if d.fallback == "llm" else records
+    labels = [labels_of(r, recipe) for r in asked]
     if unknown := sorted({name for found_ in labels for name in found_.unknown}):
         found.append(Finding("categories", f"unknown and dropped: {', '.join(unknown)}", "warn"))
     found.append(_labels(labels))
-    cuts = check.cut([r.path for r in few], video.ClipSpec(frames=d.frames, fps=d.fps, height=d.height, width=d.width))
-    found += check.lengths(cuts)
+    given = zip(asked, labels, strict=True)
+    found.append(check.by_clip([(r.id, one.mechanisms, one.source or "annotation") for r, one in given]))
+    spec, paths = video.ClipSpec(frames=d.frames, fps=d.fps, height=d.height, width=d.width), [r.path for r in few]
+    cuts = check.cut(paths, spec, decoded)
+    found += [*check.lengths(cuts), *check.rates(paths, spec)]
     frames = [c.frames for c in cuts if c.frames is not None]
     return found + (_round_trip(np.stack(frames), backbone, recipe) if frames else [])
 

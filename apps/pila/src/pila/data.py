@@ -35,8 +35,9 @@ from trainers import InMemory, MapStyle, TrainingWarning, show, video
 from trainers.cache import Cache
 from trainers.data import Record, Skipped, read_records
 from trainers.engine import Engine
+from trainers.heldout import kept_back, parted
 
-__all__ = ["Clip", "Clips", "Prepared", "labels_of", "prepare"]
+__all__ = ["Clip", "Clips", "Prepared", "decoded", "labels_of", "prepare"]
 
 T = TypeVar("T")
 
@@ -61,11 +62,14 @@ class Clip:
     labels: Labels
     decoded: Callable[[], video.Decoded]
     twin: bool = False  # of an earlier clip with the same content, which is read instead
+    film: str = ""  # that it was cut from; none of a simulated clip
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A data set ready to train on, which clips had to be left out, and what was dropped of clips that stay."""
+    """A data set ready to train on, which clips had to be left out, and what was dropped of clips that stay; of one's
+    own films some are `held` back.
+    """
 
     data: MapStyle
     clips: int
@@ -73,6 +77,8 @@ class Prepared:
     skipped: tuple[Skipped, ...]
     labels: dict[str, int]
     notes: tuple[Skipped, ...] = ()
+    held: MapStyle | None = None
+    held_clips: tuple[str, ...] = ()
 
 
 class Clips:
@@ -114,12 +120,12 @@ def prepare(
     # the shared index of SQLite is locked within one machine only
     store = _Store(recipe, backbone, Cache(root, private_index=engine.world_size > 1), engine)
     clips, total = _world(recipe, store) if d.source == "world" else _folder(recipe, store)
-    seen: list[tuple[int, str, str, str, tuple[str, ...]]] = []
+    seen: list[tuple[int, str, str, str, tuple[str, ...], str]] = []
     waiting: list[tuple[Clip, str]] = []
     with show.bar("cache", total, quiet=quiet or not engine.main) as bar, store.kept():
         for position, clip in clips:
             key = store.key(clip.content)
-            seen.append((position, clip.id, key, clip.caption, clip.labels.mechanisms))
+            seen.append((position, clip.id, key, clip.caption, clip.labels.mechanisms, clip.film))
             if not clip.twin and not store.cache.has(key, ("latent", "flow", "times_s")):
                 waiting.append((clip, key))
             else:
@@ -138,19 +144,26 @@ def prepare(
     if engine.main:
         listed = json.dumps([asdict(s) for s in (*skipped, *notes)], indent=1)
         (root / "skipped.json").write_text(listed + "\n")
-    kept = [(name, key, caption, Labels.of(m)) for _, name, key, caption, m in everything if store.cache.has(key)]
+    kept = [(name, key, said, Labels.of(m), film) for _, name, key, said, m, film in everything if store.cache.has(key)]
     if not kept:
         why = "".join(f"\n  {s.path}: {s.why}" for s in skipped[:LISTED])
         more = f"\n  and {len(skipped) - LISTED} more, see {root / 'skipped.json'}" if len(skipped) > LISTED else ""
         raise ValueError(f"none of the {len(skipped)} clips of {d.source!r} can be used:{why}{more}")
-    texts = store.embed([caption for _, _, caption, _ in kept])
-    rows = [(key, texts[caption], _vector(name, labels, recipe)) for name, key, caption, labels in kept]
-    counts = {m: int(sum(y[i] for _, _, y in rows)) for i, m in enumerate(MECHANISMS)}
-    data: MapStyle = Clips(store.cache, rows, backbone.spec.text_length)
-    if len(rows) * sum(t.nbytes for t in data[0].values()) * engine.world_size < IN_MEMORY_BYTES:
-        items = [data[i] for i in range(len(rows))]
-        data = InMemory({name: torch.stack([item[name] for item in items]) for name in items[0]})
-    return Prepared(data, len(rows), sum(one["computed"] for one in everyone), skipped, counts, notes)
+    texts = store.embed([caption for _, _, caption, *_ in kept])
+    rows = [(key, texts[caption], _vector(name, labels, recipe)) for name, key, caption, labels, _ in kept]
+    back = kept_back([film for *_, film in kept], d.held_out if d.source != "world" else 0.0)
+    trained, held = parted(rows, back)
+    counts = {m: int(sum(y[i] for _, _, y in trained)) for i, m in enumerate(MECHANISMS)}
+    return Prepared(
+        store.opened(trained),
+        len(trained),
+        sum(one["computed"] for one in everyone),
+        skipped,
+        counts,
+        notes,
+        store.opened(held) if held else None,
+        tuple(name for name, *_ in parted(kept, back)[1]),
+    )
 
 
 class _Store:
@@ -205,6 +218,14 @@ class _Store:
         if time.monotonic() - self.flushed > FLUSH_S:
             self.cache.flush()
             self.flushed = time.monotonic()
+
+    def opened(self, rows: Sequence[tuple[str, str, Tensor]]) -> MapStyle:
+        """Clips of the cache as a data set, in memory where they fit."""
+        data = Clips(self.cache, rows, self.backbone.spec.text_length)
+        if len(rows) * sum(t.nbytes for t in data[0].values()) * self.engine.world_size >= IN_MEMORY_BYTES:
+            return data
+        items = [data[i] for i in range(len(rows))]
+        return InMemory({name: torch.stack([item[name] for item in items]) for name in items[0]})
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -301,8 +322,9 @@ def _folder(recipe: Recipe, store: _Store) -> tuple[Iterator[tuple[int, Clip]], 
         store.notes += [Skipped(record.id, f"category {name!r} is unknown and was dropped") for name in labels.unknown]
         content = everyone[position]
         twin = first[content] != position
-        decoded = partial(_decoded, record.path, spec)
-        clips.append((position, Clip(record.id, content, record.caption, labels, decoded, twin)))
+        cut = partial(decoded, record.path, spec)
+        film = records[first[content]].source
+        clips.append((position, Clip(record.id, content, record.caption, labels, cut, twin, film)))
     return iter(clips), len(clips)
 
 
@@ -311,14 +333,14 @@ def _sha(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _decoded(path: Path, spec: video.ClipSpec) -> video.Decoded:
+def decoded(path: Path, spec: video.ClipSpec) -> video.Decoded:
     """Cut a clip with the true times of its frames. ValueError for one that is too short, and for one whose frames
     would lie unevenly: the residuals of a batch share one grid in time.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TrainingWarning)  # of the spacing, which is refused below
-            decoded = video.load(path, spec)
+            found = video.load(path, spec)
     except video.VideoError:
         raise
     except ValueError:
@@ -328,12 +350,12 @@ def _decoded(path: Path, spec: video.ClipSpec) -> video.Decoded:
             f"{len(whole.frames)} at {whole.fps:.4g} fps ({whole.times_s[-1]:.2f} s): lower data.frames or data.fps "
             "(to the file's own rate at most), or leave it out"
         ) from None
-    if (spread := video.jitter(decoded.times_s)) > video.JITTER_LIMIT:
+    if (spread := video.jitter(found.times_s)) > video.JITTER_LIMIT:
         raise ValueError(
             f"its frames would be spaced unevenly, by {100 * spread:.0f} %, at {spec.fps:g} fps: set data.fps to the "
             "file's own rate or a whole part of it, or leave it out"
         )
-    return decoded
+    return found
 
 
 def _vector(name: str, labels: Labels, recipe: Recipe) -> Tensor:

@@ -1,18 +1,25 @@
 """Physics of base and adapter on held-out captions of the simulated world, measured from the pixels against the law, in
-pairs (`physworld.evaluation`). With few clips the intervals are wide; read them before the means.
+pairs (`physworld.evaluation`); or, of one's own clips, the flow-matching loss of both on those that training was not
+shown. With few clips the intervals are wide; read them before the means.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from backbones import WanBackbone
 from physworld import MECHANISMS, evaluation, scale_of
 from pila.adapter import PilaAdapter
 from pila.generate import sample
+from pila.losses import flow_matching
+from pila.train import Trainer
 from trainers import show, video
+from trainers.heldout import HeldOutLoss
 
-__all__ = ["evaluate"]
+__all__ = ["beside", "evaluate"]
 
 
 def evaluate(
@@ -49,3 +56,17 @@ def evaluate(
             watch=bar,
             kept=bar.skip,
         )
+
+
+def beside(backbone: WanBackbone, adapter: PilaAdapter) -> HeldOutLoss:
+    """The flow-matching error of base and adapter on one noised clip, every text kept, with the clip's own labels."""
+    noise = adapter.recipe.noise.model_copy(update={"text_dropout": 0.0})
+    trainer = Trainer(adapter.recipe.model_copy(update={"noise": noise}), adapter, backbone)
+
+    def loss(batch: dict[str, Any], level: float, generator: torch.Generator) -> dict[str, Tensor]:
+        e = trainer.estimate(batch, (level, level), generator)
+        with torch.no_grad():
+            a = adapter.anatomy(e.x_s, e.velocity, e.sigma, e.text, batch["labels"])
+        return {"base": flow_matching(e.velocity, e.target), "trained": flow_matching(a.velocity, e.target)}
+
+    return loss

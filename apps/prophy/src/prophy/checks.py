@@ -15,7 +15,7 @@ from prophy.config import Recipe
 from prophy.data import teacher_of, token_grid
 from prophy.labels import names, vector
 from prophy.plan import artefacts
-from prophy.sources import Clip, Refused, clips_of
+from prophy.sources import Clip, Refused, clips_of, spec_of
 from prophy.train import fresh, kind_of
 from trainers import check, video
 from trainers.check import Finding
@@ -39,8 +39,13 @@ def look(recipe: Recipe, backbone: Any, cache: Path) -> list[Finding]:
         found.append(Finding("physical blocks beside", str(adapter.physical.places)))
     found.append(check.read(len(source.clips), f"of {d.source}", source.skipped, source.notes))
     found.append(_labels(recipe, source.clips))
+    if d.source != "world":
+        found.append(_by_clip(recipe, source.clips))
     found += _pixels(recipe, backbone, source.clips)
-    found.append(Finding("token targets", teacher_of(recipe)[0]))
+    try:
+        found.append(Finding("token targets", teacher_of(recipe)[0]))
+    except ValueError as error:
+        found.append(Finding("token targets", str(error), "error"))
     found.append(_identity(recipe, backbone, adapter))
     return [
         *found,
@@ -54,10 +59,22 @@ def _labels(recipe: Recipe, clips: list[Clip]) -> Finding:
     return check.coverage({name: int(n) for name, n in zip(known, counts.tolist(), strict=True)}, len(clips))
 
 
+def _by_clip(recipe: Recipe, clips: list[Clip]) -> Finding:
+    known = names(recipe.data.vocabulary)
+    rows = []
+    for clip in clips:
+        marks = vector(clip.labels, recipe.data.vocabulary).tolist()
+        said = [name for name, there in zip(known, marks, strict=True) if there]
+        rows.append((clip.id, said, clip.labels.source or "annotation"))
+    return check.by_clip(rows)
+
+
 def _pixels(recipe: Recipe, backbone: Any, clips: list[Clip]) -> list[Finding]:
     cuts = [_cut(clip) for clip in check.few(clips)]
     frames = [cut.frames for cut in cuts if cut.frames is not None]
     found = check.lengths(cuts)
+    if recipe.data.source != "world":
+        found += check.rates([Path(str(clip.item.media)) for clip in check.few(clips)], spec_of(recipe))
     if not frames:
         return found
     how: dict[str, Any] = {"batch": recipe.data.encode_batch, "device": recipe.device}

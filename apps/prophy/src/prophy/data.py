@@ -31,6 +31,7 @@ from trainers import InMemory, MapStyle, cache_job, video
 from trainers.cache import Cache, Producer, Source
 from trainers.data import Skipped
 from trainers.engine import Engine
+from trainers.heldout import kept_back, parted
 from vlmdistill import PLACELESS, Contrast, token_targets, unpack
 
 __all__ = ["Clips", "MapsKey", "Prepared", "Row", "held_out", "prepare", "producers", "teacher_of", "token_grid"]
@@ -55,7 +56,7 @@ MapsKey = Callable[[str, Sequence[str]], str]
 @dataclass(frozen=True)
 class Prepared:
     """A data set ready to train on, who taught the token targets, which clips had to be left out, and what was dropped
-    of clips that stay.
+    of clips that stay; of one's own films some are `held` back.
     """
 
     data: MapStyle
@@ -66,6 +67,8 @@ class Prepared:
     labels: dict[str, int]
     notes: tuple[Skipped, ...] = ()
     said: Sentences | None = None  # for the semantic router's own stage: captions in other words too
+    held: MapStyle | None = None
+    held_clips: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -175,31 +178,44 @@ def prepare(
     found = cache_job.sources(root, [clip.item for clip in kept])
     cache = Cache(root)
     rows = _rows(recipe, cache, kept, found, maps_key)
-    data: MapStyle = Clips(cache, rows, recipe, backbone, made)
-    if len(rows) * sum(t.nbytes for t in data[0].values()) * engine.world_size < IN_MEMORY_BYTES:
+    films: dict[str, str] = {}  # of twins the first one's
+    back = kept_back(
+        [films.setdefault(row.latent, clip.film) for row, clip in zip(rows, kept, strict=True)],
+        recipe.data.held_out if recipe.data.source != "world" else 0.0,
+    )
+    (trained, held), (shown, unseen) = parted(rows, back), parted(kept, back)
+
+    def opened(rows: Sequence[Row]) -> MapStyle:
+        """Clips of the cache as a data set, in memory where they fit."""
+        data = Clips(cache, rows, recipe, backbone, made)
+        if len(rows) * sum(t.nbytes for t in data[0].values()) * engine.world_size >= IN_MEMORY_BYTES:
+            return data
         items = [data[i] for i in range(len(rows))]
-        data = InMemory({name: torch.stack([item[name] for item in items]) for name in items[0]})
-    counts = {n: int(sum(r.labels[i] for r in rows)) for i, n in enumerate(names(recipe.data.vocabulary))}
+        return InMemory({name: torch.stack([item[name] for item in items]) for name in items[0]})
+
+    counts = {n: int(sum(r.labels[i] for r in trained)) for i, n in enumerate(names(recipe.data.vocabulary))}
     heard: Sentences | None = None
     if recipe.alone_first:
-        labels, words = torch.stack([row.labels for row in rows]), recipe.semantic.reworded
-        heard = sentences([clip.caption for clip in kept], labels, texts, other_words=words)
+        labels, words = torch.stack([row.labels for row in trained]), recipe.semantic.reworded
+        heard = sentences([clip.caption for clip in shown], labels, texts, other_words=words)
     return Prepared(
-        data,
-        len(rows),
+        opened(trained),
+        len(trained),
         sum(count for count, _ in everyone),
         teacher,
         (*source.skipped, *failed),
         counts,
         tuple(source.notes),
         heard,
+        opened(held) if held else None,
+        tuple(clip.id for clip in unseen),
     )
 
 
 def held_out(
     recipe: Recipe, backbone: Backbone, root: Path, *, quiet: bool = False, engine: Engine | None = None
 ) -> MapStyle | None:
-    """Clips of the world's `val` split for the held-out loss; None for other sources, which keep nothing back."""
+    """Clips of the world's `val` split for the held-out loss; None for other sources (`Prepared.held`)."""
     d = recipe.data
     if d.source != "world":
         return None

@@ -1,6 +1,7 @@
 """Physics of the base and of trained adapters on held-out captions of the simulated world, in pairs
-(`physworld.evaluation`). Several bundles of one kind are training seeds of one method. With few clips the intervals are
-wide; read them before the means.
+(`physworld.evaluation`); or, of one's own clips, the diffusion loss of both on those that training was not shown.
+Several bundles of one kind are training seeds of one method. With few clips the intervals are wide; read them before
+the means.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,13 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from backbones import Backbone
+import torch
+from torch import Tensor
+
+from backbones import Backbone, attach, paths
 from physworld import MECHANISMS, evaluation, scale_of
 from prophy.generate import sample
-from prophy.train import kind_of
+from prophy.losses import diffusion
+from prophy.train import Trainer, kind_of, sigma_of
 from trainers import show, video
+from trainers.heldout import HeldOutLoss
 
-__all__ = ["evaluate"]
+__all__ = ["beside", "evaluate"]
 
 BATCH = 32
 SAME = ("frames", "height", "width")
@@ -71,3 +77,32 @@ def evaluate(
             kept=bar.skip,
         )
     return replace(found, more={"routers": dict(routers or {})})
+
+
+def beside(backbone: Backbone, adapter: Any) -> HeldOutLoss:
+    """The diffusion loss of base and adapter on one noised clip, every text kept.
+
+    ValueError for WISA, whose guidance is part of its sampling: it has no prediction of one pass.
+    """
+    recipe, trainer = adapter.recipe, Trainer(adapter.recipe, adapter, backbone)
+    if recipe.adapter == "wisa":
+        raise ValueError(
+            "expected ProPhy, a row of its ablation or its control for the loss on one's own clips, got WISA, which has"
+            " no prediction without its guidance; measure it on the world (--set data.source=world)"
+        )
+
+    def loss(batch: dict[str, Any], level: float, generator: torch.Generator) -> dict[str, Tensor]:
+        x0 = batch["latent"]
+        sigma = sigma_of(recipe, backbone, torch.full((len(x0),), level)).to(x0.device)
+        eps = torch.randn(x0.shape, generator=generator).to(x0.device)
+        text = trainer.text(batch, torch.zeros(len(x0), dtype=torch.bool, device=x0.device))
+        asked: tuple[Any, ...] = (paths.noise(x0, eps, sigma), sigma, text)
+        target, prediction = paths.target(x0, eps), backbone.spec.prediction
+        with torch.no_grad():
+            base = backbone.predict(*asked)
+            with attach(backbone, adapter, in_predict=True):
+                trained = backbone.predict(*asked)
+        both = {"base": base, "trained": trained}
+        return {name: diffusion(v.float(), target, sigma, prediction) for name, v in both.items()}
+
+    return loss

@@ -21,7 +21,7 @@ from trainers import video
 from trainers.cache_job import Item
 from trainers.data import Record, Skipped, read_records
 
-__all__ = ["Clip", "Loaded", "Refused", "Source", "clips_of"]
+__all__ = ["Clip", "Loaded", "Refused", "Source", "clips_of", "spec_of"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Clip:
     item: Item
     labels: Labels
     annotation: dict[str, Any] | None = None
+    film: str = ""  # that it was cut from; none of a simulated clip
 
     @property
     def id(self) -> str:
@@ -73,6 +74,12 @@ def clips_of(recipe: Recipe) -> Source:
     return Source([_simulated(clip, recipe) for clip in physworld.spread(d.clips, split=d.split, scale=scale)], [], [])
 
 
+def spec_of(recipe: Recipe) -> video.ClipSpec:
+    """What a clip is cut to."""
+    d = recipe.data
+    return video.ClipSpec(frames=d.frames, fps=d.fps, height=d.height, width=d.width)
+
+
 def _simulated(clip: physworld.Planned, recipe: Recipe) -> Clip:
     labels = from_wisa({**clip.annotation, "labels": list(clip.labels)})
     size = {"height": recipe.data.height, "frames": recipe.data.frames}
@@ -89,7 +96,7 @@ def _drawn(clip: physworld.Planned, mechanisms: tuple[str, ...]) -> Loaded:
 
 def _listed(recipe: Recipe) -> Source:
     d = recipe.data
-    spec = video.ClipSpec(frames=d.frames, fps=d.fps, height=d.height, width=d.width)
+    spec = spec_of(recipe)
     try:
         records, skipped = read_records(d.source, root=d.root)
     except ValueError as error:
@@ -103,7 +110,7 @@ def _listed(recipe: Recipe) -> Source:
         notes += [Skipped(record.id, f"category {name!r} is unknown and was dropped") for name in labels.unknown]
         noted = {"caption": record.caption, "labels": list(labels.mechanisms)}
         item = Item(record.id, record.path, _cut(record.path, spec, strict=d.short == "error"), spec, noted)
-        clips.append(Clip(item, labels, record.annotation or None))
+        clips.append(Clip(item, labels, record.annotation or None, record.source))
     return Source(clips, list(skipped), notes)
 
 

@@ -65,7 +65,7 @@ _Loaded = tuple[Item, Source, Any]
 
 
 def clip_items(records: Iterable[Record], spec: video.ClipSpec) -> list[Item]:
-    """Return the items of video clips, decoded by `spec`; caption, labels and annotation are noted beside them."""
+    """Return the items of video clips, decoded by `spec`; caption, labels, annotation, film are noted beside them."""
     return [
         Item(
             record.id,
@@ -77,6 +77,7 @@ def clip_items(records: Iterable[Record], spec: video.ClipSpec) -> list[Item]:
                 "caption": record.caption,
                 "labels": list(record.labels),
                 "annotation": record.annotation,
+                "film": record.source,
             },
         )
         for record in records

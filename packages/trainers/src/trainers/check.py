@@ -8,7 +8,7 @@ import math
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -28,12 +28,14 @@ __all__ = [
     "FEW",
     "Cut",
     "Finding",
+    "by_clip",
     "coverage",
     "cut",
     "disk",
     "few",
     "identity",
     "lengths",
+    "rates",
     "read",
     "resets",
     "round_trip",
@@ -175,14 +177,16 @@ def identity(same: bool, what: str, parameters: int) -> Finding:
     return Finding("identity", f"{said} changes the backbone's output: please report this", "error")
 
 
-def cut(paths: Iterable[str | Path], spec: video.ClipSpec) -> list[Cut]:
-    """Cut a clip from each file as training would, and look at its times."""
+def cut(
+    paths: Iterable[Path], spec: video.ClipSpec, load: Callable[[Path, video.ClipSpec], video.Decoded] = video.load
+) -> list[Cut]:
+    """Cut a clip from each file as training would (`load`), and look at its times."""
     found = []
     for path in paths:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", TrainingWarning)
-                decoded = video.load(path, spec)
+                decoded = load(path, spec)
             found.append(Cut(str(path), decoded.frames, video.jitter(decoded.times_s)))
         except ValueError as error:
             found.append(Cut(str(path), why=str(error)))
@@ -194,7 +198,7 @@ def lengths(cuts: Sequence[Cut]) -> list[Finding]:
     bad = [c for c in cuts if c.frames is None]
     good = [c for c in cuts if c.frames is not None]
     level = "error" if not good else "warn" if bad else "ok"
-    listed = "; ".join(f"{c.path}: {c.why}" for c in bad[:LISTED])
+    listed = "; ".join(c.why if c.why.startswith(c.path) else f"{c.path}: {c.why}" for c in bad[:LISTED])
     listed += f"; and {len(bad) - LISTED} more" * (len(bad) > LISTED)
     findings = [Finding("clips cut", f"{len(good)} of {len(cuts)}{f'; left out: {listed}' if bad else ''}", level)]
     if good:
@@ -208,6 +212,49 @@ def lengths(cuts: Sequence[Cut]) -> list[Finding]:
             else Finding("frame times", f"even within {100 * most:.1f} %")
         )
     return findings
+
+
+def rates(paths: Sequence[Path], spec: video.ClipSpec) -> list[Finding]:
+    """Name the frame rate at which most of the files give an even clip, where it is another than the wanted one.
+
+    Only headers are read; tried are the files' own rates, their half, third and quarter.
+    """
+    headers = []
+    for path in paths:
+        try:
+            headers.append(video.probe(path))
+        except ValueError:
+            continue  # `cut` says why
+    own = {round(h.fps) / k for h in headers for k in (1, 2, 3, 4)}
+    tried = {fps: sum(_fits(h, replace(spec, fps=fps)) for h in headers) for fps in sorted({*own, spec.fps}) if fps > 0}
+    best = max(tried, key=lambda fps: (tried[fps], fps == spec.fps, fps), default=spec.fps)
+    if best == spec.fps:
+        return []
+    seconds = (spec.frames - 1) / best
+    said = f"{tried[best]} of {len(headers)} files give an even clip with data.fps={best:g} ({seconds:.2f} s)"
+    return [Finding("frame rate", f"{said}, {tried[spec.fps]} with {spec.fps:g}", "warn")]
+
+
+def _fits(header: video.Header, spec: video.ClipSpec) -> bool:
+    times_s = video.even_times(header.frames, header.fps)
+    if not video.room(times_s, spec):
+        return False
+    try:
+        return video.jitter(times_s[video.pick(times_s, spec, 0)]) <= video.JITTER_LIMIT
+    except ValueError:
+        return False
+
+
+def by_clip(labelled: Sequence[tuple[str, Sequence[str], str]]) -> Finding:
+    """Say of each clip (name, labels, who gave them) what it is labelled with, and how many have no label.
+
+    >>> by_clip([("a.mp4", ["fluid"], "keywords"), ("b.mp4", [], "")]).said
+    '1 of 2 without; a.mp4: fluid (keywords); b.mp4: none'
+    """
+    without = sum(not names for _, names, _ in labelled)
+    told = [f"{clip}: {', '.join(names)} ({by})" if names else f"{clip}: none" for clip, names, by in labelled]
+    listed = "; ".join(told[:FEW]) + f"; and {len(told) - FEW} more" * (len(told) > FEW)
+    return Finding("labels by clip", f"{without} of {len(labelled)} without; {listed}", "warn" if without else "ok")
 
 
 def coverage(counts: Mapping[str, int], clips: int) -> Finding:

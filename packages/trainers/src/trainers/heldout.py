@@ -6,19 +6,24 @@ the same clip with the same noise through both. Of somebody's own films `kept_ba
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from . import rng, show
+from .atomic import write_text
 from .data import take
 from .engine import Engine
 from .stage import MapStyle
 
-__all__ = ["HeldOut", "HeldOutLoss", "each_clip", "kept_back"]
+__all__ = ["Compared", "HeldOut", "HeldOutLoss", "compare", "each_clip", "kept_back", "parted"]
+
+T = TypeVar("T")
 
 HeldOutLoss = Callable[[dict[str, Any], float, torch.Generator], Mapping[str, Tensor]]
 """`loss(batch, level, generator) -> {term: scalar}` at a quantile of the noise; it draws from the generator alone."""
@@ -99,6 +104,18 @@ def kept_back(films: Sequence[str], share: float) -> list[bool]:
     return [places[film] < bound for film in films]
 
 
+def parted(items: Sequence[T], held: Sequence[bool]) -> tuple[list[T], list[T]]:
+    """Part items into those to train on and those that are held out.
+
+    >>> parted("abc", [False, True, False])
+    (['a', 'c'], ['b'])
+    """
+    return (
+        [x for x, out in zip(items, held, strict=True) if not out],
+        [x for x, out in zip(items, held, strict=True) if out],
+    )
+
+
 def each_clip(
     loss: HeldOutLoss, data: MapStyle, *, device: str | torch.device = "cpu", levels: int = 9, quiet: bool = False
 ) -> dict[str, Tensor]:
@@ -118,3 +135,57 @@ def each_clip(
                 rows.setdefault(name, []).append(value)
             bar.update(clip + 1)
     return {name: torch.tensor(values, dtype=torch.float64) for name, values in rows.items()}
+
+
+def compare(
+    methods: Mapping[str, Sequence[HeldOutLoss]], data: MapStyle, clips: Sequence[str], **how: Any
+) -> "Compared":
+    """Take the losses of methods on held-out clips (`how` as in `each_clip`); each has a run or several, and each run
+    gives {"base": scalar, "trained": scalar}, both of one noised clip.
+    """
+    losses: dict[str, list[Tensor]] = {"base": []}
+    for name, runs in methods.items():
+        for run in runs:
+            found = each_clip(run, data, **how)
+            losses["base"] = losses["base"] or [found["base"]]
+            losses.setdefault(name, []).append(found["trained"])
+    return Compared(tuple(clips), losses)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Losses of the same clips and noise under several methods; the first one, the base, is what others stand beside.
+
+    `losses[method]` holds a run of the method each, with a loss a clip. `paired(a, b, [values_a], [values_b])` is who
+    makes the interval of a difference (`physworld.paired.paired`); the values are percent of the base's mean loss.
+    """
+
+    clips: tuple[str, ...]
+    losses: Mapping[str, Sequence[Tensor]]
+
+    def difference(self, method: str, paired: Callable[..., Any]) -> Any:
+        """The difference of a method and the base."""
+        base = next(iter(self.losses))
+        whole = torch.stack(list(self.losses[base])).mean() / 100
+        of = [[(run / whole).tolist() for run in self.losses[name]] for name in (method, base)]
+        return paired(method, base, [of[0]], [of[1]])
+
+    def rows(self, paired: Callable[..., Any]) -> list[tuple[str, ...]]:
+        """Write the figures as rows of text: a header, the base, and every method."""
+        base, *others = self.losses
+        rows = [("model", "held-out loss", f"- {base}, % of its loss [95 %]", "clips")]
+        for name in (base, *others):
+            said = "" if name == base else str(self.difference(name, paired))
+            rows.append((name, f"{torch.stack(list(self.losses[name])).mean():.4f}", said, str(len(self.clips))))
+        return rows
+
+    def save(self, path: Path, paired: Callable[..., Any], about: Mapping[str, Any]) -> Path:
+        """Write everything as JSON, clip by clip, by rename."""
+        _, *others = self.losses
+        tree = {
+            "about": dict(about),
+            "clips": list(self.clips),
+            "losses": {name: [run.tolist() for run in runs] for name, runs in self.losses.items()},
+            "difference_percent": {name: vars(self.difference(name, paired)) for name in others},
+        }
+        return write_text(path, json.dumps(tree, indent=1) + "\n")

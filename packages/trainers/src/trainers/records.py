@@ -241,8 +241,8 @@ def _record(raw: Any, home: Path, filters: Filters) -> Record:
     _first(raw, _CAPTION_KEYS)
     if caption is None:
         raise ValueError(
-            f"it has no caption: add one under {_CAPTION_KEYS[0]!r}, or a {path.stem}.txt beside the clip, or let the"
-            " command `caption` make it"
+            f"it has no caption: add one under {_CAPTION_KEYS[0]!r}, or a {path.stem}.txt beside the clip, or let a"
+            " model write it (`mmphysvideo caption`)"
         )
     if not isinstance(caption, str) or not caption.strip():
         raise ValueError(f"expected a caption that is text, got {_SHORT.repr(caption)}")

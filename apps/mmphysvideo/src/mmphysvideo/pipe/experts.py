@@ -22,7 +22,17 @@ from mmphysvideo.pipe.seen import Seen
 from mmphysvideo.pipe.settings import Experts, Settings
 from mmphysvideo.pipe.settings import Witness as WitnessSettings
 
-__all__ = ["Crew", "Depth", "FlowTracker", "MotionSegmenter", "Segmenter", "Tracker", "crew_of", "perceive"]
+__all__ = [
+    "Crew",
+    "Depth",
+    "FlowTracker",
+    "MotionSegmenter",
+    "Segmenter",
+    "Tracker",
+    "crew_of",
+    "perceive",
+    "witness_of",
+]
 
 LEAST_OVERLAP = 0.1
 """IoU of a subject's box with a moving body's below which they are not the same: our choice."""
@@ -117,10 +127,11 @@ class Crew:
 
 def crew_of(settings: Settings) -> Crew:
     """Build the crew that settings name; models load with their first clip. ValueError for what is incomplete."""
-    return Crew(_witness(settings.witness), *_experts(settings.experts))
+    return Crew(witness_of(settings.witness), *_experts(settings.experts))
 
 
-def _witness(w: WitnessSettings) -> Any:
+def witness_of(w: WitnessSettings) -> Any:
+    """Build the witness that settings name. ValueError for what is incomplete."""
     if w.kind == "rules":
         return Rules()
     if not w.model:

@@ -2,7 +2,7 @@
 
 Both are made from the files under `items`, so any process of a run can write them and a later run adds to them; they
 hold no clock and no machine, so the same work gives the same bytes. `records.jsonl` is what `trainers.read_records`
-reads: path, caption, and under `perception` the pseudo-RGB video.
+reads: path, caption, the film it was cut from, and under `perception` the pseudo-RGB video.
 """
 
 import json
@@ -72,7 +72,7 @@ def write(
         "pending": pending,
     }
     write_text(out / "manifest.json", json.dumps(manifest, indent=1) + "\n")
-    lines = [{"id": clip["clip"], **{k: clip[k] for k in RECORD}} for clip in by["kept"]]
+    lines = [{"id": clip["clip"], "source": clip["file"], **{k: clip[k] for k in RECORD}} for clip in by["kept"]]
     write_text(out / "records.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     shown = [*by["kept"], *by["dropped"], *by["failed"]][:ON_SHEET]
     totals = manifest["totals"]

@@ -16,7 +16,8 @@ from mmphysvideo.pipe.settings import Settings
 from mmphysvideo.pipe.stages import Source, Watch, process
 from trainers import Skipped, read_records, show
 from trainers.cache_job import place
-from trainers.records import VIDEOS
+from trainers.records import VIDEOS, caption_in, path_in, table_in
+from trainers.tables import rows
 
 __all__ = ["run", "sources_of"]
 
@@ -24,8 +25,8 @@ __all__ = ["run", "sources_of"]
 def sources_of(where: str | Path, *, root: str | Path | None = None) -> tuple[list[Source], list[Skipped]]:
     """List the videos of a folder, or of a table of records (JSON, JSONL, CSV, parquet), with what cannot be used.
 
-    A folder's videos need no caption; a `NAME.txt` beside one is its caption. Links out of the folder are refused.
-    ValueError where there is nothing.
+    A folder's videos need no caption; one comes from its table (`captions.json`) or a `NAME.txt` beside the video.
+    Links out of the folder are refused. ValueError where there is nothing.
     """
     where = Path(where)
     if where.is_file() and where.suffix.lower() not in VIDEOS:
@@ -37,12 +38,16 @@ def sources_of(where: str | Path, *, root: str | Path | None = None) -> tuple[li
         raise ValueError(f"expected a folder of videos, a video or a table of records at {where}, found nothing")
     home = where.resolve()
     found, skipped = [], []
+    table = table_in(where)
+    told = {path_in(raw): caption_in(raw) for raw in (rows(table) if table else ()) if isinstance(raw, dict)}
     for path in sorted(where.rglob("*")):
         name = path.relative_to(where).as_posix()
         if path.suffix.lower() not in VIDEOS or any(part.startswith(".") for part in path.relative_to(where).parts):
             continue
         text = path.with_suffix(".txt")
-        caption = text.read_text(encoding="utf-8", errors="replace").strip() if _inside(home, text) else ""
+        caption = told.get(name)
+        if not isinstance(caption, str):
+            caption = text.read_text(encoding="utf-8", errors="replace").strip() if _inside(home, text) else ""
         if _inside(home, path):
             found.append(Source(name, path, caption))
         else:

@@ -23,6 +23,7 @@ from mmphysvideo.pipe import filters, shots
 from mmphysvideo.pipe.consistency import checked
 from mmphysvideo.pipe.evidence import Evidence, NoEvidence, supported
 from mmphysvideo.pipe.experts import Crew, observe, testimony
+from mmphysvideo.pipe.rules import Rules
 from mmphysvideo.pipe.seen import Seen
 from mmphysvideo.pipe.settings import Settings
 from mmphysvideo.pipe.sheet import strip
@@ -160,7 +161,7 @@ class _Clip:
         if agreed["why"]:
             return self._end(told, key, "dropped", "checks", agreed["why"])
 
-        key = _digest(key, s.modality, s.seed, work.source.caption)
+        key = _digest(key, s.modality, s.seed, work.source.caption, "a caption wins over the rules")
         told |= work._stage(self.name, "render", key, lambda: self._rendered(heard))
         return told | {"status": "kept", "stage": "render", "why": ""}
 
@@ -223,13 +224,16 @@ class _Clip:
         video.write(self._file("rgb.mp4"), seen.frames, self.cut.fps, times_s=seen.times_s)
         video.write(self._file("perception.mp4"), pseudo.frames, self.cut.fps, lossless=True, times_s=seen.times_s)
         write_bytes(self._file("strip.png"), strip(seen.frames, kept, pseudo))
+        # rules write poorer captions than a person, a model sees this clip and not the whole film
+        said = (self.work.source.caption, evidence.caption)
+        caption = next(filter(None, said if heard["witness"] == Rules.name else said[::-1]), ", ".join(kept.subjects))
         names = [s.model_dump(mode="json") for s in evidence.subjects if s.name in kept.subjects]
         return {
             "path": f"{CLIPS}/{self.name}/rgb.mp4",
             "perception": f"{CLIPS}/{self.name}/perception.mp4",
             "tensors": f"{CLIPS}/{self.name}/perception.safetensors",
             "coding": pseudo.about,
-            "caption": evidence.caption or self.work.source.caption or ", ".join(kept.subjects),
+            "caption": caption,
             "source_caption": self.work.source.caption,
             "process": evidence.process,
             "camera_motion": evidence.camera_motion,
