@@ -117,7 +117,8 @@ def queue(path, *listed):
     lines = []
     for number, commands, minutes, more in listed:
         lines += ["[[row]]", f"id = {number}", f"commands = {json.dumps(commands)}", f"minutes = {minutes}"]
-        lines += ["toy = []", 'proves = "x"', 'capability = "x"', "needs = { gpu_gib = 0 }", more]
+        lines += ["toy = []", 'proves = "x"', 'capability = "x"', more]
+        lines += [] if "needs" in more else ["needs = { gpu_gib = 0 }"]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
@@ -151,6 +152,20 @@ def test_what_fits_is_run_cheapest_first_and_what_it_takes_before_it(tmp_path, r
     assert "row 4: left: 100 minutes" in capsys.readouterr().out
     (tmp_path / "runs" / "a").unlink()
     assert [line["row"] for line in run(listed, "--budget", "30")[1]] == [3, 1, 2], "nobody takes what is gone"
+
+
+def test_nothing_is_made_for_rows_that_cannot_be_run(tmp_path, run, capsys):
+    lacking = 'inputs = ["runs/b"]\nneeds = { variables = { NOWHERE_SET = "a thing" }, gpu_gib = 0 }'
+    listed = queue(
+        tmp_path / "q.toml",
+        (1, ["touch runs/a"], 1, 'makes = ["runs/a"]'),
+        (2, ["touch runs/b"], 1, 'inputs = ["runs/a"]\nmakes = ["runs/b"]'),
+        (3, ["true"], 1, lacking),
+    )
+    assert run(listed) == (0, [])
+    said = capsys.readouterr().out
+    assert "row 3: skipped, missing: $NOWHERE_SET (a thing)" in said
+    assert "row 1: skipped, no row that takes runs/a can be run" in said
 
 
 def test_what_is_gone_is_made_again_for_a_row_that_takes_it(tmp_path, run):

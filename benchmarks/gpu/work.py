@@ -126,6 +126,7 @@ class Work:
             )
             try:
                 code, ended = child.wait(limit), ""
+                code = 128 - code if code < 0 else code  # as a shell says that a signal ended it
             except subprocess.TimeoutExpired:
                 code, ended = _stop(child, 124), f"stopped after {limit:.0f} s"
             except KeyboardInterrupt:
@@ -175,6 +176,10 @@ class Work:
                 self.told[row.id] = "done before"
             elif missing := row.needs.missing(self.facts["gpu_gib"]):
                 self.told[row.id] = f"skipped, missing: {'; '.join(missing)}"
+        for row in reversed(queue):  # a data set of 100,000 clips is not made for nobody
+            takers = [other for other in queue if {*row.makes} & {*other.inputs} and other.id != row.id]
+            if takers and all(self.told.get(other.id, "").startswith("skipped") for other in takers):
+                self.told.setdefault(row.id, f"skipped, no row that takes {row.makes[0]} can be run")
         while True:
             chains = []
             for row in queue:
