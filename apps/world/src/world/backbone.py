@@ -124,6 +124,8 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     dump_config(recipe, out / "recipe.yaml")
     if not (out / "vae").exists():
+        if not (vae_folder / "config.json").is_file():
+            raise ValueError(f"{vae_folder}: expected an autoencoder, got none; make it with `world train vae --out`")
         shutil.copytree(vae_folder, out / "vae", ignore=shutil.ignore_patterns("run"))
     vae = autoencoder.load(out / "vae")
     pipe = build(recipe, vae).to(device)
