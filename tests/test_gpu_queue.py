@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -386,6 +387,18 @@ def test_a_packed_wheel_is_the_wheel(tmp_path):
     original = zipfile.ZipFile(tmp_path / "a.whl")
     assert unpacked.namelist() == original.namelist()
     assert [unpacked.read(name) for name in unpacked.namelist()] == [original.read(n) for n in original.namelist()]
+
+
+def test_the_machine_of_a_figure_is_named(tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 81559, 580.159.04'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    found = machine.facts(Path(sys.executable))
+    assert (found["gpu"], found["gpu_gib"], found["driver"]) == ("NVIDIA H100 80GB HBM3", 79.6, "580.159.04")
+    assert found["torch"] == version("torch")
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    assert machine.facts(Path(sys.executable))["gpu"] is None
 
 
 BUILDER = """
