@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from backbones import Backbone, configs, load, noise, paths, sample, tiny
+from backbones import Backbone, configs, laws, load, noise, paths, sample, tiny
 from backbones.contract import Condition
 from backbones.loading import save, wrap
 from backbones.tiny_families import FAMILIES
@@ -84,6 +84,12 @@ def test_the_contract_holds(family):
     assert family.sigma_ranges[0][1] == 1.0
     assert family.conditioned == family.id.endswith(("_i2v", "i2v_a14b"))
     assert len(family.spec.latent.mean) == len(family.spec.latent.std) == family.spec.latent.channels
+
+
+@pytest.mark.parametrize("law", laws.LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("name", ["wan21_t2v", "cogvideox_5b"])
+def test_a_law_for_new_families_holds_for_those_that_are_here(loaded, name, law):
+    law(loaded(name)[0], (FRAMES, HEIGHT, WIDTH))
 
 
 def test_the_folder_is_what_a_hub_repository_holds(loaded, family):

@@ -91,6 +91,7 @@ class PilaAdapter(nn.Module):
             hidden=net.operator_width,
             residuals=len(PILA),
             shared=route.operators == "shared",
+            kind=net.operator,
         )
         self.decoder = Decoder(
             bank=CHANNELS, channels=spec.latent.channels, condition=net.condition_width, width=net.width

@@ -40,6 +40,7 @@ class Network(Config):
     head_width: PositiveInt = 16  # hidden width of AFE's heads
     condition_width: PositiveInt = 32  # length of c (paper: 128)
     operator_width: PositiveInt = 32  # hidden width of an operator
+    operator: str = "convolution"  # or one that a package registers (`physexperts.operator`): our choice
     gate_floor: float = Field(default=0.25, ge=0, le=1)  # g(1); the paper has a floor and does not print it: our choice
 
     @model_validator(mode="after")
@@ -159,6 +160,8 @@ class Data(Config):
     height: PositiveInt = 32
     width: PositiveInt = 32
     fps: PositiveFloat = 16.0  # of the training clips; sources are brought to it by whole frame ratios where possible
+    # share of one's own films that training leaves to `evaluate`, one at least (of the world none): our choice
+    held_out: float = Field(default=0.05, ge=0, lt=1)
     flow: Literal["dis", "raft"] = "dis"  # optical flow of the pixels; raft needs its weights
     flow_weights: str | None = None  # file of torchvision's RAFT weights
     encode_batch: PositiveInt = 16  # clips that go through the autoencoder at once

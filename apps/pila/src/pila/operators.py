@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from physexperts import MECHANISMS, OperatorExpert, Pairs, Routing, SampleExperts
+from physexperts import MECHANISMS, Pairs, Routing, SampleExperts, operator
 from pila.bank import CHANNELS, channels_of
 
 __all__ = ["RECIPES", "Operators"]
@@ -34,16 +34,18 @@ class Operators(nn.Module):
     """The operators and the running size of their residuals, from which adaptive weights are made.
 
     `shared` (ablation "w/o MoE operator") is one operator over the whole bank: it answers for every clip, and its
-    proposal is judged by the residuals of each mechanism that the router selected.
+    proposal is judged by the residuals of each mechanism that the router selected. `kind` names the operator
+    (`physexperts.operator`).
     """
 
     mean_square: Float[Tensor, " r"]
 
-    def __init__(self, *, condition: int, hidden: int, residuals: int, shared: bool = False) -> None:
+    def __init__(self, *, condition: int, hidden: int, residuals: int, shared: bool = False, kind: str) -> None:
         super().__init__()
+        make = operator(kind)
         recipes = [None] if shared else [channels_of(RECIPES[m]) for m in MECHANISMS]
         self.shared = shared
-        self.experts = SampleExperts(OperatorExpert(CHANNELS, condition, hidden, recipe=r) for r in recipes)
+        self.experts = SampleExperts(make(CHANNELS, condition, hidden, recipe=r) for r in recipes)
         self.register_buffer("mean_square", torch.zeros(residuals))
 
     def forward(
@@ -53,8 +55,8 @@ class Operators(nn.Module):
         if not self.shared:
             pairs = self.experts(bank, routing, condition)
             return pairs.combine(), pairs
-        (operator,) = self.experts.experts
-        change = operator(bank, condition)
+        (only,) = self.experts.experts
+        change = only(bank, condition)
         samples, mechanisms = routing.selected.nonzero().unbind(1)
         weights = routing.dense()[samples, mechanisms]
         return change, Pairs(change[samples], samples, mechanisms, weights, len(bank))

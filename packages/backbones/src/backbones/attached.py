@@ -189,18 +189,19 @@ class Attached:
             given = signature.bind(*args, **kwargs).arguments
             self._pending, self._asking = None, pipe
             prompt, many = given.get("prompt"), given.get("num_videos_per_prompt", 1)
+            features, against = self.backbone.encoded(out)
             if prompt is not None:
                 each = [prompt] if isinstance(prompt, str) else prompt
                 prompts = [p for p in each for _ in range(many)]
-                self.prepare(prompts, self.backbone.text_of(prompts, out[0], "cond"))
-                if out[1] is not None and given.get("negative_prompt_embeds") is None:
+                self.prepare(prompts, self.backbone.text_of(prompts, features, "cond"))
+                if against is not None and given.get("negative_prompt_embeds") is None:
                     no = given.get("negative_prompt") or ""
                     negative = [no] * len(each) if isinstance(no, str) else no
-                    self.backbone.text_of([p for p in negative for _ in range(many)], out[1], "uncond")
-            elif self._prepared is None or len(self._prepared) != len(out[0]):
+                    self.backbone.text_of([p for p in negative for _ in range(many)], against, "uncond")
+            elif self._prepared is None or len(self._prepared) != len(features):
                 raise ValueError(
                     f"the adapter {self.adapter.kind!r} reads the prompts, and the pipeline got `prompt_embeds` alone."
-                    f" Call attached.prepare(prompts, text) with {len(out[0])} prompts first."
+                    f" Call attached.prepare(prompts, text) with {len(features)} prompts first."
                 )
             return out
 

@@ -6,6 +6,7 @@ closure, so that a deep copy of a hooked block runs the original's weights; and 
 """
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,9 +32,15 @@ def fresh_copy(block: nn.Module, config: Any) -> nn.Module:
     from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 
     from backbones.cogvideox_blocks import new_cogvideox_block
+    from backbones.stock import families
     from backbones.wan_blocks import new_wan_block
 
-    builders = {WanTransformerBlock: new_wan_block, CogVideoXBlock: new_cogvideox_block}
+    builders: dict[type, Callable[[Any], nn.Module]] = {
+        WanTransformerBlock: new_wan_block,
+        CogVideoXBlock: new_cogvideox_block,
+    }
+    if type(block) not in builders:
+        builders |= {s.block_class: s.new_block for f in families() for s in f.stacks if s.block_class is not None}
     if type(block) not in builders:
         raise ValueError(
             f"expected a {' or a '.join(c.__name__ for c in builders)}, got {type(block).__name__}: give one block of a"

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import unwrap
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -35,9 +35,11 @@ __all__ = ["BlockSpec", "BlockStack", "Seam", "Tokens", "blocks_of", "lockstep"]
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """Sizes of a stack of blocks. `patch` is (t, y, x); `ctx_evolves`: the text states change from block to block."""
+    """Sizes of a stack of blocks. `patch` is (t, y, x); `ctx_evolves`: the text states change from block to block;
+    `latent_layout` is that of the model's input and output, "bnc" for tokens that its pipeline packs.
+    """
 
-    kind: Literal["wan", "wan-vace", "cogvideox"]
+    kind: str
     n_blocks: int
     dim: int
     heads: int
@@ -47,7 +49,7 @@ class BlockSpec:
     out_channels: int
     text_dim: int
     ctx_evolves: bool
-    latent_layout: Literal["bcthw", "btchw"]
+    latent_layout: Literal["bcthw", "btchw", "bnc"]
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,16 @@ Seam = Callable[[Tensor, Tokens], Tensor]
 
 
 class BlockStack(ABC):
-    """The blocks of one transformer, called one by one. Subclasses know one stock class each."""
+    """The blocks of one transformer, called one by one. Subclasses know one stock class each.
+
+    A family of another package says which (`stock`), of what class its blocks are (`block_class`) and how one of the
+    sizes in a transformer's config is built (`new_block`): `blocks_of` and `fresh_copy` look there.
+    """
 
     spec: BlockSpec
+    stock: ClassVar[type[nn.Module] | None] = None
+    block_class: ClassVar[type[nn.Module] | None] = None
+    new_block: ClassVar[Callable[[Any], nn.Module]]
 
     def __init__(self, transformer: nn.Module, blocks: nn.ModuleList) -> None:
         self.transformer: Any = transformer
@@ -248,13 +257,16 @@ def blocks_of(transformer: Any) -> BlockStack:
     from diffusers import CogVideoXTransformer3DModel, WanTransformer3DModel, WanVACETransformer3DModel
 
     from backbones.cogvideox_blocks import CogVideoXBlocks
+    from backbones.stock import families
     from backbones.wan_blocks import WanBlocks, WanVACEBlocks
 
-    known: dict[type, Callable[[Any], BlockStack]] = {
+    known: dict[type, Any] = {
         WanTransformer3DModel: WanBlocks,
         WanVACETransformer3DModel: WanVACEBlocks,
         CogVideoXTransformer3DModel: CogVideoXBlocks,
     }
+    if not isinstance(transformer, tuple(known)):
+        known |= {s.stock: s for family in families() for s in family.stacks if s.stock is not None}
     for stock, stack in known.items():
         if isinstance(transformer, stock):
             if unwrap(type(transformer).forward) is not unwrap(stock.forward):

@@ -36,9 +36,10 @@ class CogVideoXBackbone(StockBackbone):
     """
 
     pipelines = (CogVideoXPipeline, CogVideoXImageToVideoPipeline)
+    float32_vae = False  # its pipelines never cast to it
 
     def __init__(self, pipe: Any, *, id: str = "", fps: float | None = None) -> None:
-        super().__init__(pipe, id)
+        super().__init__(pipe, id=id)
         predicts = pipe.scheduler.config.prediction_type
         if predicts != "v_prediction":
             raise ValueError(
@@ -77,26 +78,12 @@ class CogVideoXBackbone(StockBackbone):
 
     def embed(self, prompts: list[str]) -> Text:
         """Give text features as the pipeline makes them, with the mask of the tokenizer."""
-        self.check_words(prompts)
-        encode = getattr(self.pipe, "_phys_encode_prompt", self.pipe.encode_prompt)  # not the one that a host watches
-        with torch.no_grad():  # as in the pipelines, bit for bit
-            features, _ = encode(
-                prompts,
-                do_classifier_free_guidance=False,
-                max_sequence_length=self.spec.text_length,
-                device=self.device,
-            )
+        features = self._features(prompts)
         return Text(features, self.text_of(prompts, features).mask)
 
     def text_of(self, prompts: list[str], features: Tensor, branch: str | None = None) -> Text:
         """Give the features that a pipeline made from the prompts as a `Text`, and remember its mask for `asked`."""
-        if len(prompts) != len(features):
-            raise ValueError(f"expected one prompt per row of features, got {len(prompts)} for {len(features)}")
-        tokens = self.pipe.tokenizer(
-            prompts, padding="max_length", max_length=features.shape[1], truncation=True, return_tensors="pt"
-        )
-        side = branch if branch in ("cond", "uncond") else None
-        text = Text(features.float(), tokens.attention_mask.bool().to(features.device), side)
+        text = super().text_of(prompts, features, branch)
         self.remember(text)
         return text
 
@@ -178,6 +165,16 @@ class CogVideoXBackbone(StockBackbone):
             )
         return t.to(sigma.device, torch.float32)
 
+    def start(self, latents: Float[Tensor, "b c t h w"]) -> dict[str, Any]:
+        """Say the first noise as (b, t, c, h, w), with a generator a clip: the scheduler of 5B draws at every step."""
+        generators = []
+        for clip in latents:
+            content = clip.cpu().contiguous().numpy().tobytes()
+            number = int.from_bytes(hashlib.blake2b(content, digest_size=7).digest())
+            generators.append(torch.Generator().manual_seed(number))
+        dtype = self.pipe.text_encoder.dtype  # the pipeline would have drawn it so, and never casts it again
+        return {"latents": latents.transpose(1, 2).to(dtype), "generator": generators}
+
     def asked(
         self, model: nn.Module, arguments: dict[str, Any], output: Tensor, *, sigma: float | None, branch: str | None
     ) -> Asked:
@@ -200,7 +197,7 @@ class CogVideoXBackbone(StockBackbone):
             noisy=None,
             text=Text(features.float(), mask, side),
             timestep=timestep,
-            branch_rows=self._rows(arguments["hidden_states"], branch),
+            branch_rows=self.rows_of(arguments["hidden_states"], branch),
             dtype=output.dtype,
         )
 
@@ -227,17 +224,6 @@ class CogVideoXBackbone(StockBackbone):
         below = t.floor().long().clamp(0, len(levels) - 2)
         level = levels[below] + (t - below) * (levels[below + 1] - levels[below])
         return level.float().to(timestep.device)
-
-    def _rows(self, hidden: Tensor, branch: str | None) -> dict[str, slice]:
-        n = len(hidden)
-        if branch in ("cond", "uncond"):
-            return {branch: slice(0, n)}
-        if branch is None:
-            return {}
-        guided = float(self.pipe.guidance_scale or 1.0) > 1.0
-        if guided and n % 2 == 0 and torch.equal(hidden[: n // 2], hidden[n // 2 :]):
-            return {"uncond": slice(0, n // 2), "cond": slice(n // 2, n)}
-        return {"cond": slice(0, n)}
 
     def _mask_of(self, features: Tensor) -> Bool[Tensor, "b l"]:
         if self._last is not None and self._last[0]() is features:  # the same tensor at every step of a pipeline

@@ -1,7 +1,8 @@
 """Load a backbone by name, folder or hub id.
 
 `"world"` is the embedded default inside this package. A folder or a hub id must hold a diffusers pipeline of Wan or
-CogVideoX, for text or an image. An optional `backbone.json` beside `model_index.json` gives `id` and `fps`.
+CogVideoX, for text or an image, or of a family that an installed package registers (`backbones.stock.families`). An
+optional `backbone.json` beside `model_index.json` gives `id` and `fps`.
 """
 
 import json
@@ -27,20 +28,20 @@ from transformers.utils import logging as transformers_logging  # noqa: E402
 from backbones import block_pca as _block_pca  # noqa: E402, F401
 from backbones import guards  # noqa: E402
 from backbones.cogvideox import CogVideoXBackbone  # noqa: E402
-from backbones.stock import StockBackbone  # noqa: E402
+from backbones.stock import StockBackbone, families  # noqa: E402
 from backbones.wan import WanBackbone, describe  # noqa: E402
 
 __all__ = ["load", "save", "wrap"]
 
-FAMILIES: tuple[type[WanBackbone] | type[CogVideoXBackbone], ...] = (WanBackbone, CogVideoXBackbone)
+OWN: tuple[type[StockBackbone], ...] = (WanBackbone, CogVideoXBackbone)
 
 
-def wrap(pipe: Any, *, id: str = "", fps: float | None = None) -> WanBackbone | CogVideoXBackbone:
+def wrap(pipe: Any, *, id: str = "", fps: float | None = None) -> StockBackbone:
     """Put a loaded stock pipeline behind the contract; ValueError names the classes that can be."""
-    for family in FAMILIES:
+    for family in [f for f in OWN if isinstance(pipe, f.pipelines)] or families():
         if isinstance(pipe, family.pipelines):
             return family(pipe, id=id, fps=fps)
-    known = ", ".join(p.__name__ for family in FAMILIES for p in family.pipelines)
+    known = ", ".join(p.__name__ for family in (*OWN, *families()) for p in family.pipelines)
     raise ValueError(f"expected a pipeline among {known}, got {type(pipe).__name__}")
 
 
@@ -50,7 +51,7 @@ def load(
     device: str = "cpu",
     dtype: torch.dtype | None = None,
     torch_dtype: torch.dtype | None = None,
-) -> WanBackbone | CogVideoXBackbone:
+) -> StockBackbone:
     """Load `"world"`, a diffusers folder or a hub id; ValueError with the remedy when there is nothing to load.
 
     `torch_dtype` is `dtype` under diffusers' former name. Wan's VAE stays in float32 whatever the dtype.
@@ -82,8 +83,8 @@ def load(
             f"expected 'world', a folder with a diffusers pipeline or a hub id, got {source!r}: no such folder is"
             f" there, and as a hub id it failed ({str(error).splitlines()[0]})"
         ) from error
-    # Half precision loses the picture, and a checkpoint may hold the VAE in it; CogVideoX's pipelines never cast to it.
-    precision = pipe.transformer.dtype if isinstance(wrap(pipe), CogVideoXBackbone) else torch.float32
+    # Half precision loses the picture, and a checkpoint may hold the VAE in it.
+    precision = torch.float32 if wrap(pipe).float32_vae else pipe.transformer.dtype
     if pipe.vae.dtype != precision:
         with _quiet():
             pipe.vae.to(precision)

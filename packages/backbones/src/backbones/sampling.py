@@ -5,7 +5,6 @@ others, on any device, with or without an adapter. That is what a paired compari
 every step (CogVideoX-5B's) get one generator a clip, seeded by the clip's first noise.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -93,7 +92,7 @@ def sample(
 
         settings["callback_on_step_end"] = ended
     for i in range(0, len(prompts), size):
-        given = settings | _noise(backbone, latents[i : i + size]) | ({"image": firsts[i]} if firsts else {})
+        given = settings | backbone.start(latents[i : i + size]) | ({"image": firsts[i]} if firsts else {})
         parts.append(call(prompt=prompts[i : i + size], **given).frames)
     return torch.cat(parts).float().transpose(1, 2) * 2 - 1
 
@@ -115,19 +114,6 @@ def image_pipeline(backbone: StockBackbone) -> Any:
     if host is not None:
         host.watch(pipe)
     return pipe
-
-
-def _noise(backbone: StockBackbone, latents: Float[Tensor, "b c t h w"]) -> dict[str, Any]:
-    """Say the first noise as the pipeline wants it; it scales by the scheduler's `init_noise_sigma` itself."""
-    if backbone.spec.prediction == "flow":
-        return {"latents": latents}
-    generators = []
-    for clip in latents:
-        content = clip.cpu().contiguous().numpy().tobytes()
-        number = int.from_bytes(hashlib.blake2b(content, digest_size=7).digest())
-        generators.append(torch.Generator().manual_seed(number))
-    dtype = backbone.pipe.text_encoder.dtype  # the pipeline would have drawn it so, and never casts it again
-    return {"latents": latents.transpose(1, 2).to(dtype), "generator": generators}
 
 
 def _latents(

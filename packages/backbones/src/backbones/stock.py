@@ -2,37 +2,48 @@
 
 The latent space and its normalisation, the names of weights and configurations, the vocabulary, and holding weights
 still. A family (`backbones.wan`, `backbones.cogvideox`) adds its spec, its text, its prediction and how its pipeline's
-calls are read.
+calls are read. Families of other packages are found by entry point (`families`).
 """
 
 import hashlib
 import json
 import re
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from importlib.metadata import entry_points
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor, nn
 
 from backbones import guards, paths
-from backbones.contract import Condition, Spec, Text, fingerprint
+from backbones.blocks import BlockStack
+from backbones.contract import Asked, Condition, Spec, Text, fingerprint
 
-__all__ = ["StockBackbone", "pictures"]
+__all__ = ["StockBackbone", "families", "pictures"]
+
+FAMILIES = "physbackbones.families"
 
 
-class StockBackbone:
-    """A frozen generator. `pipe` stays the stock pipeline and can be called as such at any time."""
+class StockBackbone(ABC):
+    """A frozen generator. `pipe` stays the stock pipeline and can be called as such at any time.
+
+    `pipelines` are the stock pipelines that the family takes, `stacks` how their transformers are walked block by block
+    (families of this package leave it to `blocks_of`). A VAE stays in float32 unless `float32_vae` says otherwise.
+    """
 
     paths = paths
     pipelines: ClassVar[tuple[type, ...]] = ()
+    stacks: ClassVar[tuple[type[BlockStack], ...]] = ()
+    float32_vae: ClassVar[bool] = True
     spec: Spec
 
-    def __init__(self, pipe: Any, id: str) -> None:
+    def __init__(self, pipe: Any, *, id: str = "", fps: float | None = None) -> None:
         if not isinstance(pipe, self.pipelines):
             names = " or a ".join(p.__name__ for p in self.pipelines)
             raise ValueError(f"expected a {names}, got {type(pipe).__name__}")
@@ -123,6 +134,73 @@ class StockBackbone:
         if self.digest != before:
             raise RuntimeError(f"the frozen weights of {self.id} changed: digest {before} became {self.digest}")
 
+    @property
+    def sigma_ranges(self) -> tuple[tuple[float, float], ...]:
+        """The noise levels [low, high) of each of `transformers`; 1 belongs to the first."""
+        return ((0.0, 1.0),)
+
+    @abstractmethod
+    def embed(self, prompts: list[str]) -> Text:
+        """Give text features as the pipeline makes them; UserWarning names words that a closed vocabulary lacks."""
+
+    def condition(self, image: Float[Tensor, "b 3 h w"], frames: int) -> Condition:
+        """Give what an image model reads beside the noisy latent; ValueError for a text model."""
+        raise ValueError(f"{self.id} reads no image channels: `condition` is for image-to-video models")
+
+    @abstractmethod
+    def predict(
+        self,
+        x_s: Float[Tensor, "b c t h w"],
+        sigma: Float[Tensor, "b *map"],
+        text: Text,
+        condition: Condition | None = None,
+    ) -> Float[Tensor, "b c t h w"]:
+        """Give the flow velocity v = eps - x0 of the frozen model, attached adapters left out."""
+
+    def text_of(self, prompts: list[str], features: Tensor, branch: str | None = None) -> Text:
+        """Give the features that a pipeline made from the prompts as a `Text`, masked as the tokenizer says."""
+        side = branch if branch in ("cond", "uncond") else None
+        return Text(features.float(), self._token_mask(prompts, features), side)
+
+    def remember(self, text: Text) -> None:  # noqa: B027 - most families' calls bring their masks
+        """Learn the masks of features, of a family whose transformer's call does not bring them."""
+
+    def start(self, latents: Float[Tensor, "b c t h w"]) -> dict[str, Any]:
+        """Say the first noise as arguments of the pipeline, in its own layout, with what the family's pipeline must be
+        told besides.
+        """
+        return {"latents": latents}
+
+    def encoded(self, given: Any) -> tuple[Tensor, Tensor | None]:
+        """Take the features of the prompts and of the negative ones out of what the pipeline's `encode_prompt` gave."""
+        return given[0], given[1]
+
+    @abstractmethod
+    def asked(
+        self, model: nn.Module, arguments: dict[str, Any], output: Tensor, *, sigma: float | None, branch: str | None
+    ) -> Asked:
+        """Read one call of a transformer: its arguments by name, its output, and what `cache_context` announced."""
+
+    @abstractmethod
+    def velocity(self, asked: Asked, output: Tensor) -> Float[Tensor, "b c t h w"]:
+        """Read another output of the same call, a guided one for example, as a flow velocity."""
+
+    @abstractmethod
+    def answer(self, asked: Asked, delta: Float[Tensor, "b c t h w"]) -> Tensor:
+        """Give what must be added to the model's output so that its flow velocity moves by `delta`."""
+
+    def rows_of(self, hidden: Tensor, branch: str | None) -> dict[str, slice]:
+        """Tell the guidance branches of a call apart, where a pipeline asks both at once as rows [uncond, cond]."""
+        n = len(hidden)
+        if branch in ("cond", "uncond"):
+            return {branch: slice(0, n)}
+        if branch is None:
+            return {}
+        guided = float(self.pipe.guidance_scale or 1.0) > 1.0
+        if guided and n % 2 == 0 and torch.equal(hidden[: n // 2], hidden[n // 2 :]):
+            return {"uncond": slice(0, n // 2), "cond": slice(n // 2, n)}
+        return {"cond": slice(0, n)}
+
     def check_words(self, prompts: list[str]) -> None:
         """Warn, naming them, of words that a word-level vocabulary lacks; a subword tokenizer lacks none. ValueError
         for what is no list of prompts (a string would be read letter by letter).
@@ -184,9 +262,35 @@ class StockBackbone:
         if sigma.device.type == "cpu" and not bool(((sigma >= 0) & (sigma <= 1)).all()):
             raise ValueError(f"expected sigma in [0, 1], 1 is noise, got {sigma.tolist()}: a timestep is sigma * 1000")
 
+    def _features(self, prompts: list[str]) -> Float[Tensor, "b l d"]:
+        """Ask the pipeline's own text encoder, not the one that a host watches; bit for bit as in the pipelines."""
+        self.check_words(prompts)
+        encode = getattr(self.pipe, "_phys_encode_prompt", self.pipe.encode_prompt)
+        with torch.no_grad():
+            given = encode(
+                prompts,
+                do_classifier_free_guidance=False,
+                max_sequence_length=self.spec.text_length,
+                device=self.device,
+            )
+        return self.encoded(given)[0]
+
+    def _token_mask(self, prompts: list[str], features: Tensor) -> Bool[Tensor, "b l"]:
+        if len(prompts) != len(features):
+            raise ValueError(f"expected one prompt per row of features, got {len(prompts)} for {len(features)}")
+        tokens = self.pipe.tokenizer(
+            prompts, padding="max_length", max_length=features.shape[1], truncation=True, return_tensors="pt"
+        )
+        return tokens.attention_mask.bool().to(features.device)
+
     def _normalisation(self, like: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = self.spec.latent.mean, self.spec.latent.std
         return like.new_tensor(mean).view(1, -1, 1, 1, 1), like.new_tensor(std).view(1, -1, 1, 1, 1)
+
+
+def families() -> tuple[type[StockBackbone], ...]:
+    """Give the families that installed packages register in the entry-point group `physbackbones.families`."""
+    return tuple(entry.load() for entry in entry_points(group=FAMILIES))
 
 
 def pictures(image: Float[Tensor, "b 3 h w"], *, as_pil: bool) -> list[Any]:

@@ -40,7 +40,7 @@ from transformers import (
 
 from backbones import configs
 
-__all__ = ["FAMILIES", "family"]
+__all__ = ["FAMILIES", "VOCABULARY", "family", "tokenizer"]
 
 TEXT_DIM = 32
 WORDS = ("a", "the", "red", "blue", "ball", "cube", "falls", "rolls", "is", "thrown", "to", "left", "right")
@@ -200,7 +200,7 @@ def _wan(layers: int, *, shift: float, **changes: Any) -> dict[str, Any]:
         "rope_max_seq_len": 64,
     }
     return {
-        "tokenizer": _tokenizer(512),
+        "tokenizer": tokenizer(512),
         "text_encoder": UMT5EncoderModel(text),
         "transformer": WanTransformer3DModel(**(sizes | changes)),
         "vae": AutoencoderKLWan(base_dim=4, num_res_blocks=1),
@@ -244,7 +244,7 @@ def _cogvideox(
         "snr_shift_scale": snr_shift,
     }
     return {
-        "tokenizer": _tokenizer(226),
+        "tokenizer": tokenizer(226),
         "text_encoder": T5EncoderModel(text),
         "transformer": CogVideoXTransformer3DModel(**(sizes | changes)),
         "vae": AutoencoderKLCogVideoX(
@@ -259,5 +259,6 @@ def _cogvideox(
     }
 
 
-def _tokenizer(length: int) -> T5Tokenizer:
+def tokenizer(length: int) -> T5Tokenizer:
+    """Build a T5 tokenizer of some words and every letter, which pads to a length."""
     return T5Tokenizer(vocab=list(VOCABULARY), extra_ids=0, model_max_length=length)

@@ -36,7 +36,7 @@ class WanBackbone(StockBackbone):
     pipelines = (WanPipeline, WanImageToVideoPipeline)
 
     def __init__(self, pipe: Any, *, id: str = "", fps: float | None = None) -> None:
-        super().__init__(pipe, id)
+        super().__init__(pipe, id=id)
         vae, dit = pipe.vae.config, pipe.transformer.config
         usual = 24.0 if vae.z_dim == CHANNELS_24_FPS else 16.0
         length = min(int(pipe.tokenizer.model_max_length), MAX_TEXT)
@@ -69,16 +69,7 @@ class WanBackbone(StockBackbone):
 
     def embed(self, prompts: list[str]) -> Text:
         """Give text features as the pipeline makes them; UserWarning names words that a closed vocabulary lacks."""
-        self.check_words(prompts)
-        encode = getattr(self.pipe, "_phys_encode_prompt", self.pipe.encode_prompt)  # not the one that a host watches
-        with torch.no_grad():  # as in the pipelines, bit for bit
-            features, _ = encode(
-                prompts,
-                do_classifier_free_guidance=False,
-                max_sequence_length=self.spec.text_length,
-                device=self.device,
-            )
-        return Text.of(features)
+        return Text.of(self._features(prompts))
 
     def condition(self, image: Float[Tensor, "b 3 h w"], frames: int) -> Condition:
         """Give what an image model reads beside the noisy latent, as the stock pipeline makes it from first frames in
@@ -146,9 +137,6 @@ class WanBackbone(StockBackbone):
     def text_of(self, prompts: list[str], features: Tensor, branch: str | None = None) -> Text:
         """Give the features that a pipeline made from the prompts as a `Text`: Wan's own zero rows tell the mask."""
         return Text.of(features.float(), branch if branch in ("cond", "uncond") else None)
-
-    def remember(self, text: Text) -> None:
-        """Do nothing: Wan's features carry their mask (a family whose features do not learns it here)."""
 
     def asked(
         self, model: nn.Module, arguments: dict[str, Any], output: Tensor, *, sigma: float | None, branch: str | None

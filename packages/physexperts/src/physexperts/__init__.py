@@ -7,7 +7,7 @@ from physexperts.balance import Tally, importance_loss, load_balancing_loss, rou
 from physexperts.basis import BasisMaps
 from physexperts.chat import LocalModel, NoAnswer, Server
 from physexperts.expert_parallel import ExpertParallel
-from physexperts.experts import OperatorExpert
+from physexperts.experts import OperatorExpert, operator
 from physexperts.heads import FloorGate, HeadExperts
 from physexperts.keywords import Keywords, from_text
 from physexperts.labels import CATEGORIES, LAWS, MECHANISMS, QUESTIONS, Labels, from_wisa
@@ -70,6 +70,7 @@ __all__ = [
     "macro_f1",
     "masked_mean",
     "multi_hot",
+    "operator",
     "random_labels",
     "refine",
     "relative_alignment",

@@ -4,16 +4,22 @@ Fields are (b, c, t, h, w) with c the packed slots of a bank; the condition is o
 only the channels of its recipe (a fluid expert: velocity, pressure, density), everything else of its proposal is
 exactly zero. The last layer starts at zero, so a fresh expert proposes nothing and a model with fresh experts is the
 model without them.
+
+Other operators are found by name (`operator`): a recipe may say `spectral` where a package registers that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["OperatorExpert"]
+__all__ = ["OperatorExpert", "operator"]
+
+OPERATORS = "physexperts.operators"
+OWN = "convolution"
 
 
 class OperatorExpert(nn.Module):
@@ -55,6 +61,28 @@ class OperatorExpert(nn.Module):
         x = F.silu(self.local(fields) + self.condition(condition)[:, :, None, None, None])
         x = F.silu(self.pointwise(self.depthwise(x)))
         return self.out(x) * self.recipe[:, None, None, None]
+
+
+def operator(name: str) -> Callable[..., nn.Module]:
+    """Find what makes an operator: "convolution" is `OperatorExpert`, others are registered by installed packages in
+    the entry-point group `physexperts.operators` and take the same arguments.
+
+    Raises:
+        ValueError: for a name that nobody registers, with those that are known.
+
+    >>> operator("convolution").__name__
+    'OperatorExpert'
+    """
+    if name == OWN:
+        return OperatorExpert
+    found = entry_points(group=OPERATORS)
+    if name not in found.names:
+        known = ", ".join([OWN, *sorted(found.names)])
+        raise ValueError(
+            f"expected an operator among {known}, got {name!r}: install the package that registers it in the"
+            f" entry-point group {OPERATORS!r}"
+        )
+    return found[name].load()
 
 
 def _bias(layer: nn.Conv3d) -> Tensor:

@@ -46,7 +46,8 @@ Number = float | Float[Tensor, ""] | Float[Tensor, " b"]
 class Constants:
     """Material constants of the general laws, in the user's units; 1 (or 0) until said.
 
-    A tensor of one number, or of one a sample, may stand for each: it can carry a gradient, and so be fitted.
+    A tensor of one number, or of one a sample, may stand for each: it can carry a gradient, and so be fitted. `more`
+    holds the constants of laws that are not in the table (`residuals.evaluate(..., table=)`), by name.
     """
 
     density: Number = 1.0  # rho of incompressible flow and of elastic bodies
@@ -65,6 +66,7 @@ class Constants:
     interface: Number = 1.0  # gamma of Cahn-Hilliard: the square of an interface's width, over 2
     latent_heat: Number = 1.0  # L / c of Stefan, in kelvin
     front_band: float = 4.0  # cells beside the front in which the Stefan condition is asked for; our choice
+    more: Mapping[str, Number] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,9 @@ class State:
         """A field that the law may do without."""
         return self.bank[name] if name in tuple(self.bank) else None
 
-    def constant(self, name: str) -> float | Tensor:
-        """A constant of the general laws, shaped to multiply a field."""
-        value = getattr(self.constants, name)
+    def constant(self, name: str, unsaid: float | None = None) -> float | Tensor:
+        """A constant of the general laws, shaped to multiply a field; `unsaid` stands for one of `Constants.more`."""
+        value = self.constants.more.get(name, unsaid) if unsaid is not None else getattr(self.constants, name)
         if not isinstance(value, Tensor):
             return value
         batch = {len(f.value) for f in self.bank.values()}

@@ -11,8 +11,7 @@ every residual whose stencil touches that cell.
 References: PILA (Wang et al., 2026), Tables 6 and 7; the formulas are our reading (`physfields.equations`).
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Literal
 
@@ -29,6 +28,7 @@ from physfields.fields import components as count_of
 from physfields.grid import Grid
 from physfields.masks import NodeWeights, fill
 from physfields.reduction import Residual, reduce_all
+from physfields.terms import Term
 
 __all__ = [
     "CATEGORIES",
@@ -88,54 +88,11 @@ KINDS: dict[str, Kind] = {
 """What kind of field each slot is; "any" has as many components as the user gives."""
 
 
-@dataclass(frozen=True)
-class Term:
-    """One row: its law, its units, the slots it reads (and may read), the axes along which its node stencils reach."""
-
-    number: int
-    category: str
-    name: str
-    family: str
-    reads: tuple[str, ...]
-    optional: tuple[str, ...]
-    units: str
-    time: bool
-    space: bool
-    reference: str
-    function: Callable[[State], Balance]
-
-    @property
-    def key(self) -> str:
-        """Its unique name, `category.name`."""
-        return f"{self.category}.{self.name}"
-
-    @property
-    def equation(self) -> str:
-        """The law in one line."""
-        return (self.function.__doc__ or "").split("\n", 1)[0]
-
-    def axes(self, grid: Grid) -> tuple[str, ...]:
-        """The axes along which its node stencils reach."""
-        return (("t",) if self.time else ()) + (grid.space if self.space else ())
-
-
 def _row(
     number: int, category: str, family: str, reads: str, reach: str, units: str, reference: str, function: Callable
 ) -> Term:
-    needed, _, optional = reads.partition("|")
-    return Term(
-        number,
-        category,
-        function.__name__,
-        family,
-        tuple(needed.split()),
-        tuple(optional.split()),
-        units,
-        "t" in reach,
-        "s" in reach,
-        reference,
-        function,
-    )
+    about = {"reads": reads, "units": units, "reference": reference}
+    return Term.of(function, category, family=family, reach=reach, number=number, **about)
 
 
 _PDE, _KIN, _CLO, _STA = FAMILIES
@@ -246,14 +203,19 @@ EXPERTS: tuple[str, ...] = tuple(dict.fromkeys(term.category for term in PILA))
 CATEGORIES: tuple[str, ...] = tuple(dict.fromkeys(term.category for term in TABLE))
 
 
-def describe(categories: Iterable[str] | None = None, *, families: Iterable[str] | None = None) -> str:
+def describe(
+    categories: Iterable[str] | None = None,
+    *,
+    families: Iterable[str] | None = None,
+    table: Sequence[Term] = TABLE,
+) -> str:
     """The chosen rows as text, one a line: number, key, family, units, slots, law (all rows by default).
 
     >>> print(describe(["thermal"]))
     25  thermal.heat_transport      pde_anchor  temperature / time    temperature velocity  D_t T + v . grad T + (T + T_ref) div v - kappa lap T = 0.
     26  thermal.thermal_regularity  stabilizer  temperature / length  temperature           Face differences of T are small.
     """  # noqa: E501
-    chosen = _choose(CATEGORIES if categories is None else categories, families)
+    chosen = _choose({term.category for term in table} if categories is None else categories, families, table)
     rows = [
         (
             str(term.number),
@@ -283,6 +245,7 @@ def evaluate(
     relative: bool = False,
     reduction: Reduction = "mean_square",
     stacked: bool | None = None,
+    table: Sequence[Term] = TABLE,
 ) -> dict[str, Residual]:
     """The residuals of the chosen categories and families (PILA's eight and all four by default), by `category.name`.
 
@@ -291,16 +254,17 @@ def evaluate(
     `weights` multiply losses, by key, category or family (their product; 1 where nothing is said). `kappa` is the
     closures' slope: fitted per sample without gradient, or fixed. PILA's terms take their numbers from `scales`, the
     general laws from `constants`, whose tensors carry gradients. `stacked` differentiates all fields in one piece:
-    fewer launches, more arithmetic; by default on a GPU alone (`Derivatives`).
+    fewer launches, more arithmetic; by default on a GPU alone (`Derivatives`). `table` is chosen from: `(*TABLE, *own)`
+    adds laws of one's own (`Term.of`).
 
     >>> still = {"temperature": torch.zeros(1, 1, 4, 4, 4), "velocity": torch.zeros(1, 2, 4, 4, 4)}
     >>> evaluate(still, Grid(), ["thermal"])["thermal.heat_transport"].loss
     tensor([0.])
     """
-    numbers, terms = scales or Scales(), _choose(EXPERTS if categories is None else categories, families)
+    numbers, terms = scales or Scales(), _choose(EXPERTS if categories is None else categories, families, table)
     reads = dict.fromkeys(slot for term in terms for slot in term.reads)
     reads |= dict.fromkeys(slot for term in terms for slot in term.optional if slot in fields)
-    used = _checked(fields, reads, grid, mask, kappa, reduction, weights)
+    used = _checked(fields, reads, grid, mask, kappa, reduction, weights, table)
     if not terms:
         return {}
     bank = Derivatives(used if mask is None else _filled(used, mask), grid, stacked=stacked)
@@ -342,17 +306,18 @@ def _factor(term: Term, weights: Mapping[str, float | int]) -> float:
     return float(weights.get(term.key, 1)) * float(weights.get(term.category, 1)) * float(weights.get(term.family, 1))
 
 
-def _choose(categories: Iterable[str], families: Iterable[str] | None) -> list[Term]:
+def _choose(categories: Iterable[str], families: Iterable[str] | None, table: Sequence[Term]) -> list[Term]:
     for given in (categories, families):
         if isinstance(given, str):
             raise ValueError(f"residuals: expected a list of names, got the string {given!r}; write [{given!r}].")
     chosen, kinds = set(categories), set(FAMILIES if families is None else families)
-    if not chosen <= set(CATEGORIES) or not kinds <= set(FAMILIES):
+    known = tuple(dict.fromkeys(term.category for term in table))
+    if not chosen <= set(known) or not kinds <= set(FAMILIES):
         raise ValueError(
-            f"residuals: expected categories out of {CATEGORIES} and families out of {FAMILIES}, "
-            f"got {sorted(chosen - set(CATEGORIES) | kinds - set(FAMILIES))}."
+            f"residuals: expected categories out of {known} and families out of {FAMILIES}, "
+            f"got {sorted(chosen - set(known) | kinds - set(FAMILIES))}."
         )
-    return [term for term in TABLE if term.category in chosen and term.family in kinds]
+    return [term for term in table if term.category in chosen and term.family in kinds]
 
 
 def _checked(
@@ -363,13 +328,16 @@ def _checked(
     kappa: str | float | int,
     reduction: str,
     weights: Mapping[str, float | int] | None,
+    table: Sequence[Term],
 ) -> dict[str, Tensor]:
     """The fields that are read, lifted to at least fp32."""
     used = {}
     for slot in reads:
         if slot not in fields:
             raise ValueError(f"evaluate: the chosen residuals read {slot!r}, got only {sorted(fields)}; add the field.")
-        f = used[slot] = as_field(fields[slot], count_of(KINDS[slot], grid), f"evaluate: {slot}", axes=grid.axes)
+        f = used[slot] = as_field(
+            fields[slot], count_of(KINDS.get(slot, "any"), grid), f"evaluate: {slot}", axes=grid.axes
+        )
         if mask is not None and mask.shape != (f.shape[0], 1, *f.shape[2:]):
             raise ValueError(
                 f"evaluate: expected a mask of shape {(f.shape[0], 1, *f.shape[2:])}, got {tuple(mask.shape)}."
@@ -378,7 +346,7 @@ def _checked(
         raise ValueError(f'evaluate: expected kappa "fit" or a number, got {kappa!r}.')
     if reduction not in ("mean_square", "charbonnier"):
         raise ValueError(f"evaluate: expected reduction mean_square or charbonnier, got {reduction!r}.")
-    known = {name for term in TABLE for name in (term.key, term.category, term.family)}
+    known = {name for term in table for name in (term.key, term.category, term.family)}
     if strangers := sorted(set(weights or {}) - known):
         raise ValueError(f"evaluate: expected weights by a key, category or family of the table, got {strangers}.")
     return used
