@@ -162,10 +162,12 @@ def generate(
     from trainers import video
 
     out = video.named(out)
-    backbone, trained = method().load_trained(chosen, bundle)
+    app_ = method()
+    backbone, trained = app_.load_trained(chosen, bundle)
     first = picture(image, trained.recipe) if image is not None else None
     for path in run(backbone, trained, prompt, out=out, image=first, **vars(sampled)):
         print(path)
+    hint(app_.generated(prompt, chosen, sampled, bundle=bundle, out=out, image=image))
 
 
 @app.command()
@@ -200,6 +202,7 @@ def evaluate(chosen: Chosen, asked: Measured, bundle: Bundles = None) -> None:
     )
     if asked.out is not None:
         print(result.save(asked.out))
+    hint(method().evaluated(first.recipe, chosen, asked, bundle or ()))
 
 
 @app.command()

@@ -152,7 +152,8 @@ def generate(
     if force is not None and wind is not None:
         raise ValueError("expected --force or --wind, got both")
     push = parse_point(force) if force is not None else parse_wind(wind) if wind is not None else None
-    backbone, adapter = method().load_trained(chosen, bundle)
+    phantom = method()
+    backbone, adapter = phantom.load_trained(chosen, bundle)
     observed, notes = observe(adapter.recipe, image=image, film=film)
     left_out([], notes)
     for path in run(
@@ -167,6 +168,9 @@ def generate(
         **vars(sampled),
     ):
         print(path)
+    own: dict[str, Any] = {"image": image, "video": film, "save_physics": save_physics, "follow": follow}
+    own |= {"force": force, "wind": wind}
+    hint(phantom.generated(prompt, chosen, sampled, bundle=bundle, out=out, **own))
 
 
 @app.command("continue")
@@ -189,13 +193,18 @@ def continue_(
     from phantom.continuation import beginnings, lengthened, make
 
     found, skipped = beginnings(folder, prompts)
-    backbone, adapter = method().load_trained(chosen, bundle)
+    phantom = method()
+    backbone, adapter = phantom.load_trained(chosen, bundle)
     recipe, kept = lengthened(adapter.recipe, observed=observed, seconds=seconds)
     about: dict[str, Any] = {"out": out, "observed": observed, "kept": kept, "seed": seed, "quiet": quiet}
     written, unread = make(backbone, None if base else adapter, recipe, found, **about)
     left_out([*skipped, *unread])
     summary = {"out": str(out), "videos": len(written), "left_out": len(skipped) + len(unread), "frames": kept}
     print(json.dumps(summary | {"fps": recipe.data.fps}))
+    if not base:
+        how: dict[str, Any] = {"base": True, "observed": observed, "seconds": seconds, "prompts": prompts, "seed": seed}
+        beside = phantom.line("continue", folder, chosen=chosen, bundle=bundle, **how, out=f"{out}-base")
+        hint(f"{beside} makes the base's, docs/bench-physics-iq.md scores both")
 
 
 @app.command()
@@ -242,6 +251,7 @@ def evaluate(
     shown.print(f"diversity (mean distance between samples of one caption): {spread}")
     if out is not None:
         print(result.save(out))
+    hint(method().evaluated(recipe, chosen, asked, bundle or (), observed=observed or None))
 
 
 add(

@@ -111,9 +111,11 @@ def generate(
     from trainers import video
 
     out = video.named(out)
-    backbone, adapter = method().load_trained(chosen, bundle)
+    pila = method()
+    backbone, adapter = pila.load_trained(chosen, bundle)
     for path in run(backbone, adapter, prompt, out=out, fields=fields, **vars(sampled)):
         print(path)
+    hint(pila.generated(prompt, chosen, sampled, bundle=bundle, out=out, fields=fields))
 
 
 @app.command()
@@ -129,6 +131,7 @@ def evaluate(chosen: Chosen, asked: Measured, bundle: Bundled = None) -> None:
     show_table(result.rows([(adapter.recipe.adapter, "base")]), title, LEGEND)
     if asked.out is not None:
         print(result.save(asked.out))
+    hint(method().evaluated(adapter.recipe, chosen, asked, [bundle] if bundle else ()))
 
 
 add(

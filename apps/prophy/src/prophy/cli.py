@@ -131,9 +131,11 @@ def generate(
     from trainers import video
 
     out = video.named(out)
-    backbone, adapter = method().load_trained(chosen, bundle)
+    prophy = method()
+    backbone, adapter = prophy.load_trained(chosen, bundle)
     for path in run(backbone, adapter, prompt, out=out, maps=maps, **vars(sampled)):
         print(path)
+    hint(prophy.generated(prompt, chosen, sampled, bundle=bundle, out=out, maps=maps))
 
 
 @app.command()
@@ -191,6 +193,7 @@ def evaluate(
         print(result.save(out))
         for path in drawn:
             print(path)
+    hint(prophy.evaluated(first.recipe, chosen, asked, bundle or (), no_routers=not routers))
 
 
 add(

@@ -21,6 +21,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -121,7 +122,14 @@ def _called(app: str) -> str:
     start = Path(sys.argv[0])
     if start.name == "cli.py":
         return f"python -m {app}.cli"
-    return f"uv run {app}" if start.stem == app and "UV_RUN_RECURSION_DEPTH" in os.environ else app
+    return f"uv run {app}" if "UV_RUN_RECURSION_DEPTH" in os.environ and _is_app(start.stem) else app
+
+
+def _is_app(name: str) -> bool:
+    try:
+        return find_spec(f"{name}.cli") is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def left_out(skipped: Iterable[Skipped], notes: Iterable[Skipped] = ()) -> None:

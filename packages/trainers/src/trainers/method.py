@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 import typer
 
 from .commands import asked_by, friendly, hint, left_out, line, recipe_in, show_plan, shown
-from .options import Cached, Chosen, Planned, Quiet
+from .options import Cached, Chosen, Measured, Planned, Quiet, Sampled
 
 if TYPE_CHECKING:
     from .check import Finding
@@ -110,6 +110,31 @@ class Method(Generic[R, B, A]):
         """Write a command of this app (`commands.line`)."""
         return line(self.name, verb, *words, chosen=chosen, **options)
 
+    def generated(
+        self, prompt: str, chosen: Chosen, sampled: Sampled, *, bundle: Path | None, out: Path, **own: object
+    ) -> str:
+        """Write what follows a video: the same one beside the base's, and when that stands there, figures."""
+        if sampled.compare:
+            return f"{self.line('evaluate', chosen=chosen, bundle=bundle)} measures more than one video"
+        own |= {"seed": sampled.seed, "compare": True, "out": out}
+        return f"{self.line('generate', prompt, chosen=chosen, bundle=bundle, **own)} puts the base's beside it"
+
+    def evaluated(self, recipe: Any, chosen: Chosen, asked: Measured, bundles: Sequence[Path], **own: Any) -> str:
+        """Write what follows figures: where they lie, and how to get more of them; of one's own clips, a look."""
+        kept = f"{asked.out} holds them clip by clip, " if asked.out is not None else ""
+        if recipe.data.source != "world":
+            bundle = bundles[0] if bundles else None
+            shown = self.line("generate", PROMPT, bundle=bundle, compare=True, out=f"{self.name}.mp4")
+            return f"{kept}{shown} shows one"
+        if not kept and asked.keep is not None:
+            how = {name: value for name, value in asked.how.items() if name != "quiet"}
+            again = self.line("evaluate", chosen=chosen, bundle=list(bundles), **own, **how, out="evaluation.json")
+            kept = f"{again} writes them clip by clip, "
+        # the bundle that an app ships has its name
+        backbone = None if recipe.backbone == "world" else recipe.backbone
+        more: dict[str, object] = {"backbone": backbone, "out": f"runs/bench-{self.name}"}
+        return f"{kept}{line('bench', 'world', bundle=list(bundles) or [self.name], **more)} measures more"
+
     def try_it(self, bundle: Path) -> str:
         """Write the commands that show and measure a bundle."""
         seen = self.line("generate", PROMPT, bundle=bundle, compare=True, out=f"{self.name}.mp4")
@@ -123,8 +148,8 @@ def check(method: Method[R, B, A], chosen: Chosen, root: Path, **own: Any) -> No
     recipe, backbone = method.load(chosen)
     if not show(method.look(recipe, backbone, root, **own), shown):
         raise ValueError("what stands as error in the table would spoil the run: mend it first")
-    plans, trains = method.line("plan", chosen=chosen), method.line("train", chosen=chosen, cache=root)
-    hint(f"{plans} shows memory, hours and disk, {trains} trains")
+    plans, caches = method.line("plan", chosen=chosen), method.line("cache", chosen=chosen, cache=root)
+    hint(f"{plans} shows memory, hours and disk, {caches} encodes the clips")
 
 
 def plan(method: Method[R, B, A], chosen: Chosen, asked: Planned, **own: Any) -> None:
@@ -142,8 +167,8 @@ def plan(method: Method[R, B, A], chosen: Chosen, asked: Planned, **own: Any) ->
         stages=None if stages_of is None else lambda: stages_of(recipe),
     )
     if not asked.as_json:
-        times, trains = method.line("time", chosen=chosen, **own), method.line("train", chosen=chosen, **own)
-        hint(f"{times} measures this machine (for --measured), {trains} trains")
+        times, caches = method.line("time", chosen=chosen, **own), method.line("cache", chosen=chosen, **own)
+        hint(f"{times} measures this machine (for --measured), {caches} encodes the clips")
 
 
 def cache(method: Method[R, B, A], chosen: Chosen, root: Path, *, quiet: bool, **own: Any) -> None:
@@ -179,13 +204,16 @@ def export(method: Method[R, B, A], run: Path, out: Path) -> None:
             f"the exported bundle changes nothing (mean difference {changed}): train what moves the output first"
         )
     print(json.dumps({"bundle": str(out), "checkpoint": name, "mean_change": changed}))
-    hint(method.try_it(out))
+    hint(f"{method.try_it(out)}; docs/backbones.md puts it into a stock diffusers pipeline, in three lines")
 
 
 def time(method: Method[R, B, A], chosen: Chosen, *, steps: int, **own: Any) -> None:
     """Print what a step takes on this machine, one JSON line."""
     recipe, backbone = method.load(chosen)
     print(json.dumps(method.measure(recipe, backbone, steps=steps, **own)))
+    plans = method.line("plan", chosen=chosen, **own, measured="time.jsonl")
+    times = method.line("time", chosen=chosen, **own).strip("`")
+    hint(f"{plans} goes by this line, where it was kept: `{times} >> time.jsonl`")
 
 
 def add(app: typer.Typer, method: Callable[[], Method[Any, Any, Any]], **verbs: str) -> None:

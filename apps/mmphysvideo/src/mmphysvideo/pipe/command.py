@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from trainers.commands import friendly, hint, shown
+from trainers.commands import friendly, hint, line, shown
 from trainers.options import Quiet, Set
 
 __all__ = ["pipe"]
@@ -55,4 +55,5 @@ def pipe(
     shown.print(table)
     totals = manifest["totals"]
     shown.print(", ".join(f"{totals[k]} {k}" for k in ("kept", "dropped", "failed", "pending")))
-    hint(f"look at {out}/sheet.png; `mmphysvideo cache --set data.source={out}/records.jsonl` takes what was kept")
+    kept = line("mmphysvideo", "cache", set=[f"data.source={out / 'records.jsonl'}"])
+    hint(f"look at {out / 'sheet.png'}; {kept} takes what was kept")
