@@ -67,6 +67,7 @@ def test_the_rows_are_found_and_are_all_of_the_page_s():
     lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
     heads = sum(line.startswith("| you type") for line in lines)
     assert len(ROWS) == len(lines) - heads >= 55
+    assert [row["command"] for row in ROWS if len(row["message"].replace("...", "")) < 10] == []
 
 
 @pytest.mark.filterwarnings("ignore")

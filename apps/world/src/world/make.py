@@ -87,8 +87,10 @@ def make(
     `advance(n)` is called for each `n` clips that stand on disk, those found included.
 
     Raises:
-        ValueError: if the folder holds a data set of another split, scale or kind.
+        ValueError: if there is no such split, or the folder holds a data set of another split, scale or kind.
     """
+    if split not in physworld.SPLITS:  # before the folder says so
+        raise ValueError(f"expected a split, one of {', '.join(physworld.SPLITS)}, got {split!r}")
     folder.mkdir(parents=True, exist_ok=True)
     _agree(folder / "dataset.json", {"split": split, "scale": scale, "fields": fields})
     known = _known(folder)
