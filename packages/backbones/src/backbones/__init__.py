@@ -11,7 +11,7 @@ from backbones import paths
 from backbones.contract import Adapter, Asked, Backbone, Condition, LatentSpec, Spec, Text, TimeSpec
 
 if TYPE_CHECKING:
-    from backbones import bundle, configs, flow, guards, lora, taps, tiny, verify, vjepa2
+    from backbones import bundle, configs, flow, guards, laws, lora, taps, tiny, verify, vjepa2
     from backbones.attached import Attached, attach
     from backbones.block_adapter import BlockAdapter, Call
     from backbones.block_copy import fresh_copy
@@ -53,6 +53,7 @@ __all__ = [
     "flow",
     "fresh_copy",
     "guards",
+    "laws",
     "load",
     "load_for",
     "lockstep",
@@ -90,7 +91,7 @@ _HOME = {
     "sample": "sampling",
     "wrap": "loading",
 }
-_MODULES = ("bundle", "configs", "flow", "guards", "lora", "taps", "tiny", "verify", "vjepa2")
+_MODULES = ("bundle", "configs", "flow", "guards", "laws", "lora", "taps", "tiny", "verify", "vjepa2")
 
 
 def __getattr__(name: str) -> Any:
