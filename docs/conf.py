@@ -72,7 +72,7 @@ BELOW = {
         "packages/backbones/CHANGELOG",
     ],
     "docs/trainers": ["packages/trainers/README", "packages/trainers/CHANGELOG"],
-    "docs/pila": ["apps/pila/README", "apps/pila/CHANGELOG"],
+    "docs/pila": ["apps/pila/README", "docs/pila-terms", "docs/pila-ablations", "apps/pila/CHANGELOG"],
     "docs/prophy": ["apps/prophy/README", "apps/prophy/CHANGELOG"],
     "docs/phantom": ["apps/phantom/README", "apps/phantom/CHANGELOG"],
     "docs/mmphysvideo": ["apps/mmphysvideo/README", "docs/mmphyspipe", "apps/mmphysvideo/CHANGELOG"],
@@ -100,7 +100,10 @@ def pages_below(app: Sphinx, page: str, source: list[str]) -> None:
 
 
 def recipe_pages(app: Sphinx, page: str, source: list[str]) -> None:
-    """Put the tables of a recipe in the place of `<!-- recipe module:Class -->`."""
+    """Put the tables of a recipe in the place of `<!-- recipe module:Class -->`, and those of its fields that are our
+    choice in that of `<!-- choices module:Class -->`.
+    """
+    source[0] = re.sub(r"<!-- choices (\S+) -->", lambda found: recipe_tables.choices(found[1]), source[0])
     source[0] = re.sub(r"<!-- recipe (\S+) -->", lambda found: recipe_tables.page(found[1]), source[0])
 
 

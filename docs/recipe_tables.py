@@ -28,6 +28,11 @@ class Row:
     says: str
     recipes_say: dict[str, str]
 
+    @property
+    def ours(self) -> bool:
+        """Whether it is marked as our choice."""
+        return any("our choice" in text for text in (self.says, *self.recipes_say.values()))
+
 
 @dataclass(frozen=True)
 class Part:
@@ -51,6 +56,12 @@ def page(model: str) -> str:
     app, _, name = model.partition(".")
     top = "top level" if name.endswith(":Recipe") else name.partition(":")[2]
     return "\n".join(_section(f"{app}: {f'`{part.name}`' if part.name else top}", part) for part in parts(model))
+
+
+def choices(model: str) -> str:
+    """Return a table of the fields of a recipe that are marked "our choice", in the code or in a recipe that ships."""
+    marked = tuple(row for part in parts(model) for row in part.rows if row.ours)
+    return _section('All fields marked "our choice"', Part("", "", marked))
 
 
 def _walk(
