@@ -26,10 +26,8 @@ REPORTED = "the paper trained on 0.43 M clips of 121 x 480 x 832; it prints neit
 
 def describe(recipe: Recipe, *, clips: int | None = None) -> Job:
     """Describe a recipe's run; `clips` is for data that are not here (none: counted where they are, else one)."""
-    from phantom.train import fresh
-
     recipe, backbone = stand_in(recipe)
-    adapter = fresh(recipe, backbone, Basis(recipe.physics.channels, recipe.physics.channels), None)
+    adapter = _adapter(recipe, backbone)
     groups = {"branch": sum(p.numel() for p in adapter.branch.parameters())}
     parts, waits = parts_of(backbone), idle(backbone)
     plain, again = (
@@ -56,11 +54,11 @@ def describe(recipe: Recipe, *, clips: int | None = None) -> Job:
 def work_of(recipe: Recipe, batch: int) -> dict[str, Work]:
     """Count one micro-batch of a training step."""
     from phantom.timing import RAMPS, kinds, random_batch
-    from phantom.train import Trainer, fresh
+    from phantom.train import Trainer
 
     recipe, backbone = stand_in(recipe)
     backbone.transformer.requires_grad_(False)
-    adapter = fresh(recipe, backbone, Basis(recipe.physics.channels, recipe.physics.channels), None)
+    adapter = _adapter(recipe, backbone)
     models: tuple[Any, ...] = (backbone.transformer, adapter.branch.stream)
     for model in models if recipe.checkpointing else ():
         model.enable_gradient_checkpointing()
@@ -90,3 +88,12 @@ def artefacts(recipe: Recipe, backbone: Any, clips: int) -> tuple[Artefact, ...]
         Artefact("physics features", each * backbone.spec.latent.latents(recipe.data.frames), clips),
         Artefact("of beginnings", each * most * (most + 1) // 2, clips),
     )
+
+
+def _adapter(recipe: Recipe, backbone: Any) -> Any:
+    """The adapter without weights: a branch of the real size has a billion."""
+    from phantom.train import fresh
+
+    basis = Basis(recipe.physics.channels, recipe.physics.channels)
+    with torch.device("meta"):
+        return fresh(recipe.model_copy(update={"device": "meta"}), backbone, basis, None)

@@ -1,0 +1,370 @@
+"""Every real recipe without its weights: valid, built on the meta device with its adapter, optimizer and launch
+configs, counted at its real size; and trained for a step or two at its real width, with two blocks of random weights.
+
+What takes over five seconds of a CPU is `slow`, one recipe of each method is not. The last results of the slow ones
+stand in benchmarks/slow.md.
+"""
+
+import gc
+import importlib
+import importlib.util
+import itertools
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+import backbones
+from backbones import attach, bundle, configs, tiny_families
+from backbones.loading import save
+from backbones.parked import idle
+from backbones.sizes import bytes_of, stand_in, weightless
+from trainers import InMemory, Optim, fleet, gpus, weights
+from trainers.dryrun import DryRun, Work
+
+ROOT = Path(__file__).parents[1]
+HOMES = sorted(path for path in ROOT.glob("apps/*/src/*/recipes") if path.parent.name != "world")
+A14B = "Wan-AI/Wan2.2-T2V-A14B-Diffusers"
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight"),  # Wan's norms in float32, as on a GPU
+    pytest.mark.filterwarnings("ignore:words outside the vocabulary"),
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recipe of an app, and the stage of it that a plan describes (MMPhysVideo has two trainings)."""
+
+    app: str
+    recipe: str
+    stage: str = ""
+
+    def __str__(self) -> str:
+        return "-".join(filter(None, (self.app, self.recipe, self.stage)))
+
+    def of(self, module: str) -> Any:
+        return importlib.import_module(f"{self.app}.{module}")
+
+    def load(self, *sets: str) -> Any:
+        return self.of("config").load_recipe(self.recipe, sets)
+
+    @property
+    def optim(self) -> Optim:
+        recipe = self.load()
+        return getattr(recipe, self.stage).optim if self.stage else recipe.optim
+
+
+def _cases() -> list[Case]:
+    found = []
+    for home in HOMES:
+        for path in sorted(home.glob("*.yaml")):
+            tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+            if "rows" not in tree and tree.get("backbone", "world") != "world":
+                stages = ("teacher", "student") if home.parent.name == "mmphysvideo" else ("",)
+                found += [Case(home.parent.name, path.stem, stage) for stage in stages]
+    return found
+
+
+CASES = _cases()
+each = pytest.mark.parametrize("case", CASES, ids=str)
+QUICK = {"pila-wan2.1-1.3b", "prophy-wan2.1-1.3b", "phantom-wan2.2-ti2v-5b", "mmphysvideo-cogvideox-2b-student"}
+some = pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=[] if str(c) in QUICK else pytest.mark.slow, id=str(c)) for c in CASES]
+)
+
+
+def test_every_method_has_a_real_recipe_on_what_its_paper_ran():
+    """methods.md of the papers: PILA on Wan2.1-1.3B (and its adapter on A14B, below), and so on."""
+    ran = {
+        "pila": {"wan2.1-1.3b"},
+        "prophy": {"wan2.1-1.3b", "cogvideox-5b"},
+        "phantom": {"wan2.2-ti2v-5b"},
+        "mmphysvideo": {"wan2.1-1.3b", "cogvideox-2b", "cogvideox-5b"},
+    }
+    assert {app: {case.recipe for case in CASES if case.app == app} for app in ran} == ran
+
+
+def described(case: Case, work: Callable[..., Mapping[str, Work]], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What `plan` plans with, its dry runs replaced."""
+    stage = (case.stage,) if case.stage else ()
+    with monkeypatch.context() as patch:
+        patch.setattr(case.of("plan"), "work_of", work)
+        return case.of("plan").describe(case.load(), *stage, clips=1000)
+
+
+@each
+def test_a_real_recipe_is_built_with_its_optimizer_as_the_plan_counts_it(case, monkeypatch):
+    names = defaultdict(lambda: Work(kept=1, peak=2, flops={}, traffic=0))
+    job = described(case, lambda *_, **__: names, monkeypatch)
+    recipe, backbone = stand_in(case.load())
+    groups = groups_of(case, recipe, backbone)
+    assert all(p.is_meta for module in backbone.transformers for p in module.parameters())
+    assert job.trained.groups == {name: sum(p.numel() for p in group.parameters()) for name, group in groups.items()}
+    made = weights.Optimizer(groups, case.optim)
+    assert sum(p.numel() for part in made.param_groups for p in part["params"]) == job.trained.parameters
+    assert job.frozen["transformer"] == bytes_of(backbone.transformer)
+    assert set(job.making) == set(idle(backbone))
+    assert not set(job.making) & set(job.frozen)
+    d = recipe.data
+    assert job.shape.startswith(f"{d.frames} x {d.height} x {d.width} -> latent ")
+    assert {a.items for a in job.artefacts} == {1000}
+
+
+@some
+def test_a_step_of_a_real_recipe_is_counted_at_its_real_size(case, monkeypatch):
+    real, stage, found = case.of("plan").work_of, (case.stage,) if case.stage else (), []
+
+    def once(*_: Any, **how: Any) -> Mapping[str, Work]:
+        """One clip, as the recipe checkpoints, in place of two sizes with and without."""
+        if not found:
+            found.append(real(case.load(), 1, *stage, **how))
+        return found[0]
+
+    job = described(case, once, monkeypatch)
+    parameters = sum(p.numel() for p in weightless(case.load().backbone).transformer.parameters())
+    backward = case.app != "pila"  # its backbone's prediction is made without gradients
+    for kind in job.kinds:
+        work, half = kind.at(1), kind.at(1).flops["bfloat16"]
+        assert 0 < work.kept <= work.peak < 40 * 2**30
+        assert half > (2 if backward else 1) * 2 * parameters * 10_000  # every clip has more tokens
+        assert work.traffic > 0
+    chips = [gpus.named(name) for name in fleet.USUAL]
+    table = fleet.cells(job, chips)
+    assert [(cell.row.gpu, cell.gpus) for cell in table] == [(gpu.name, n) for gpu in chips for n in fleet.COUNTS]
+    assert all(cell.row.fits for cell in table if cell.row.gpu in ("H100", "H200"))
+    assert {cell.clips for cell in table} == {job.batch * job.accumulate}
+    for before, after in itertools.pairwise(table):
+        if before.row.gpu == after.row.gpu and before.row.fits:
+            assert after.row.fits
+            assert after.row.hours < before.row.hours
+
+
+def groups_of(case: Case, recipe: Any, backbone: Any) -> dict[str, nn.Module]:
+    """The trained groups of a recipe, on the meta device where they are as large as the backbone."""
+    train = case.of("train")
+    if case.app == "mmphysvideo":
+        return case.of("timing").made(recipe, backbone, case.stage).groups()
+    if case.app == "phantom":
+        basis = case.of("latent").Basis(recipe.physics.channels, recipe.physics.channels)
+        with torch.device("meta"):
+            adapter = train.fresh(recipe.model_copy(update={"device": "meta"}), backbone, basis, None)
+        return {"branch": adapter.branch}
+    return train.fresh(recipe.model_copy(update={"device": "meta"}), backbone).groups()
+
+
+LAUNCH = sorted(path for home in HOMES for path in (home / "launch").glob("*.yaml"))
+named = pytest.mark.parametrize("path", LAUNCH, ids=lambda path: f"{path.parents[2].name}-{path.stem}")
+
+
+def test_every_method_has_a_launch_config():
+    assert {path.parents[2].name for path in LAUNCH} == {home.parent.name for home in HOMES}
+
+
+def real_recipe(path: Path) -> Any:
+    """The first real recipe of the app that a launch config belongs to."""
+    return next(case for case in CASES if case.app == path.parents[2].name)
+
+
+@named
+def test_a_launch_config_agrees_with_itself_and_leaves_the_rest_to_the_recipe(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    accelerate = load_config_from_file(str(path))
+    assert accelerate.num_processes == 8
+    assert accelerate.num_machines == 1
+    assert accelerate.mixed_precision in (None, "no")  # a recipe says what computes in half precision
+    beside = path.with_suffix(".json")
+    if accelerate.distributed_type == "FSDP":
+        assert not beside.exists()
+        assert accelerate.fsdp_config["fsdp_version"] == 2
+        return
+    assert accelerate.distributed_type == "DEEPSPEED"
+    zero = json.loads(beside.read_text(encoding="utf-8"))
+    assert zero["zero_optimization"]["stage"] == int(path.stem.removeprefix("zero").partition("-")[0])
+    offloaded = zero["zero_optimization"].get("offload_optimizer", {}).get("device", "none") == "cpu"
+    assert offloaded == path.stem.endswith("offload")
+    assert zero["train_micro_batch_size_per_gpu"] == "auto"
+    assert not {"gradient_accumulation_steps", "gradient_clipping", "train_batch_size", "optimizer"} & zero.keys()
+    if zero["bf16"]["enabled"]:
+        assert real_recipe(path).load().dtype == "bfloat16"
+    recipe = real_recipe(path).load()
+    clips = recipe.batch * recipe.accumulate
+    assert clips % accelerate.num_processes == 0, "eight GPUs share the clips of a step out"
+
+
+@named
+@pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None,
+    reason="needs DeepSpeed: uv run --isolated --group engines pytest ...",
+)
+def test_deepspeed_takes_a_launch_config_with_what_the_recipe_adds(path):
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    if not path.with_suffix(".json").exists():
+        return
+    recipe = real_recipe(path).load()
+    given = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    batch = {"train_micro_batch_size_per_gpu": recipe.batch, "gradient_accumulation_steps": recipe.accumulate}
+    made = DeepSpeedConfig(given | batch)
+    assert made.zero_config.stage == given["zero_optimization"]["stage"]
+    assert made.train_batch_size == recipe.batch * recipe.accumulate
+    assert made.bfloat16_config.enabled == given["bf16"]["enabled"]
+
+
+def test_pila_trained_on_13b_corrects_both_experts_of_a14b_at_their_real_size():
+    """The transfer of the paper, without weights: each expert answers its own noise levels, and both are corrected."""
+    case = next(case for case in CASES if case.app == "pila")
+    small, large = weightless(case.load().backbone), weightless(A14B, dtype=torch.bfloat16)
+    assert small.latent_hash == large.latent_hash
+    assert small.config_hash != large.config_hash
+    assert large.sigma_ranges == ((0.875, 1.0), (0.0, 0.875))
+    adapter = case.of("train").fresh(case.load("device=cpu"), small)
+    asked = []
+    for i, expert in enumerate(large.transformers):
+        expert.register_forward_pre_hook(lambda *_, i=i: asked.append(i))
+    d = case.load().data
+    with DryRun() as dry, torch.no_grad(), attach(large, adapter, in_predict=True) as attached:
+        dry.weights(*large.transformers, adapter)
+        text = large.embed(["a ball"])
+        attached.prepare(["a ball"], text)
+        x = dry.tensor(1, *large.spec.latent.shape(d.frames, d.height, d.width))
+        for sigma in (0.9, 0.5):
+            v = large.predict(x, torch.tensor([sigma]), text)
+            assert v.shape == x.shape
+    assert asked == [0, 1]
+    assert sum(p.numel() for p in large.transformer.parameters()) == 14_288_491_584
+
+
+# At the real width: two blocks, random weights, few pixels, a CPU.
+
+FAMILY = {
+    "wan2.1-t2v-1.3b": "wan21_t2v",
+    "wan2.2-ti2v-5b": "wan22_ti2v",
+    "wan2.2-t2v-a14b": "wan22_a14b",
+    "cogvideox-2b": "cogvideox_2b",
+    "cogvideox-5b": "cogvideox_5b",
+}
+LAYERS = 2
+SMALL = {
+    "pila": [
+        "observe.ranges=[[0.0,1.0]]",
+        "observe.steps=1",
+        "recover.phases=[wave]",
+        "recover.steps=1",
+        "couple.steps=2",
+        "couple.physics_warmup=1",
+        "couple.condition_warmup=1",
+        "couple.mask_warmup=1",
+        "couple.encoder_frozen=1",
+    ],
+    "prophy": ["steps=2", f"branch.blocks={LAYERS}"],
+    "phantom": ["steps=2", "weight.ramp_steps=1", "physics.size=[64,64]", "condition.most_latents=2"],
+    "mmphysvideo": [
+        "teacher.steps=2",
+        "student.steps=2",
+        "teacher.links.every=1",
+        "student.align.place=1",
+        "student.align.teacher_place=1",
+        "student.align.cells=[2,2]",
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """Load a backbone of two blocks at its real width through `backbones.load`; one is on disk and in memory at a
+    time.
+    """
+    held: dict[str, Any] = {}
+
+    def load(hub: str) -> Any:
+        if hub not in held:
+            held.clear()
+            gc.collect()
+            name = next(name for name in configs.NAMES if configs.read(name)["hub"] == hub)
+            folder = tmp_path_factory.mktemp(name)
+            save(backbones.wrap(pipeline(name), id=hub), folder, id=hub)
+            held[hub] = backbones.load(folder, dtype=torch.bfloat16)
+            for file in folder.rglob("*.safetensors"):
+                file.unlink()
+        return held[hub]
+
+    yield load
+    held.clear()
+    gc.collect()
+
+
+def pipeline(name: str) -> Any:
+    """The stock pipeline of a family with its real transformer cut to two blocks, and text features of its width."""
+    pipe, about = tiny_families.family(FAMILY[name], layers=1), configs.read(name)
+    text = type(pipe.text_encoder.config).from_dict(
+        pipe.text_encoder.config.to_dict() | {"d_model": 4096, "d_ff": 16, "num_heads": 1}
+    )
+    torch.manual_seed(0)
+    parts = dict(pipe.components) | {"text_encoder": type(pipe.text_encoder)(text).eval()}
+    for part in ("transformer", "transformer_2"):
+        if parts.get(part) is not None:
+            parts[part] = type(parts[part])(**(about["transformer"] | {"num_layers": LAYERS})).bfloat16().eval()
+    own = {key: pipe.config[key] for key in ("boundary_ratio", "expand_timesteps") if key in pipe.config}
+    return type(pipe)(**parts, **own)
+
+
+class Columns(InMemory):
+    """Data with the basis that Phantom keeps beside it."""
+
+    basis: Any = None
+
+
+def trained(case: Case, backbone: Any, out: Path) -> tuple[Any, Any, dict[str, nn.Module], Any]:
+    """Train a recipe for a step or two; give it with what was trained, its groups at their start, and the result."""
+    step = backbone.spec.latent.frame_step or backbone.spec.latent.stride[0]
+    size = 64 if case.app != "mmphysvideo" or backbone.spec.latent.stride[1] > 8 else 32
+    sets = ["device=cpu", "accumulate=1", "save_every=100", f"data.frames={1 + 4 * step}"]
+    sets += [f"data.height={size}", f"data.width={size}", *SMALL[case.app]]
+    sets += [f"{case.stage}.optim.weight_decay=0" if case.stage else "optim.weight_decay=0"]
+    recipe, train, timing = case.load(*sets), case.of("train"), case.of("timing")
+    data = Columns(timing.random_batch(recipe, backbone, 2))
+    if case.app == "phantom":
+        data.basis = case.of("latent").Basis(recipe.physics.channels, recipe.physics.channels)
+        start = train.fresh(recipe, backbone, data.basis, None).groups()
+        model, result = train.train(recipe, backbone, None, data, out=out, quiet=True)
+    elif case.app == "mmphysvideo":
+        model, start = (timing.made(recipe, backbone, case.stage) for _ in range(2))
+        start = start.groups()
+        result = train.train(recipe, backbone, model, data, out=out, quiet=True)
+    else:
+        start = train.fresh(recipe, backbone).groups()
+        model, result = train.train(recipe, backbone, data, out=out, quiet=True)
+    return recipe, model, start, result
+
+
+@some
+def test_a_real_recipe_trains_at_its_real_width_and_its_bundle_comes_back(case, wide, tmp_path):
+    backbone = wide(case.load().backbone)
+    dims = backbone.transformer.config
+    assert dims.num_attention_heads * dims.attention_head_dim in (1536, 1920, 3072)
+    before = backbone.digest
+    _, model, start, result = trained(case, backbone, tmp_path / "run")
+    assert result.losses
+    assert all(math.isfinite(value) for value in result.losses.values())
+    assert backbone.digest == before
+    groups = model.groups()
+    for name, group in groups.items():
+        if next(group.parameters(), None) is None:
+            continue  # a basis, which does not move
+        same = {key: torch.equal(value, start[name].state_dict()[key]) for key, value in group.state_dict().items()}
+        assert not all(same.values()), f"nothing of {name} was changed by a step"
+    back = bundle.load(tmp_path / "run" / "bundle")
+    bundle.check(back, backbone)
+    for name, tensors in back.tensors.items():
+        own = groups[name].state_dict()
+        assert all("partners." in key for key in own.keys() - tensors.keys())  # of ProPhy's training alone
+        assert all(torch.equal(value, own[key]) for key, value in tensors.items())
