@@ -55,7 +55,8 @@ def mixture(run, kind=GLUExperts):
 @law
 def compiled_experts_equal_eager():
     x = torch.randn(2, 20, 16, requires_grad=True)
-    for run in ("loop", "grouped_mm", "dense"):
+    traced = {"grouped_mm"} if torch.__version__ >= "2.15" else set()  # older ones trace that kernel in bf16 alone
+    for run in ("loop", "dense", *traced):
         same(mixture(run), x, 1e-6, backend="aot_eager")
 
 
