@@ -25,7 +25,8 @@ def measured(row: Row, lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The lines of the last good run of each of a row's commands, in the order of the commands."""
     found = []
     for command in row.commands:
-        good = [l for l in lines if l["row"] == row.id and l["command"] == command and not l["exit"] and not l["toy"]]
+        own = [line for line in lines if line["row"] == row.id and line["command"] == command]
+        good = [line for line in own if line["exit"] == 0 and not line["toy"]]
         last = max((line["date"] for line in good), default="")
         found += [line for line in good if line["date"] == last]
     return found
