@@ -30,16 +30,6 @@ TESTED_WITH = {
     "beartype", "findiff", "jsonschema", "peft", "pyarrow", "pytest", "pytest-xdist", "scipy", "sympy", "tensorboard"
 }  # fmt: skip
 OLD = "ignore::DeprecationWarning"  # of old libraries beside new ones: theirs to tell each other
-IMPORTS = """
-import importlib, pkgutil, sys
-
-for name in sys.argv[1:]:
-    package = importlib.import_module(name)
-    modules = [m.name for m in pkgutil.walk_packages(package.__path__, f"{name}.") if "__main__" not in m.name]
-    for module in modules:
-        importlib.import_module(module)
-    print(name, package.__version__, "with", len(modules), "modules")
-"""
 
 
 class Failed(Exception):
@@ -123,7 +113,7 @@ class Wheels:
         python += ["-W", "error", "-W", "ignore:Failed to initialize NumPy:UserWarning"]  # torch's, where it is missing
         if self.resolution == "lowest":
             python += ["-W", OLD]
-        run(*python, "-c", IMPORTS, *(member.module for member in chosen))
+        run(*python, ROOT / "release" / "imports.py", *(member.module for member in chosen))
 
     def installed(self) -> list[str]:
         """Give what is in the environment, a line each."""
@@ -196,7 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
                 extras = [(member, extra) for member in group for extra in requirements(member) if extra]
                 for member, extra in extras:
                     wheels.resolve(member, extra)
-                done += [f"{len(extras)} extras resolved"] * bool(extras)
+                done += [f"extras resolved: {len(extras)}"] * bool(extras)
             if asked.tests:
                 done.append(f"tests of {', '.join(asked.only or ['all'])}: {wheels.test(chosen)}")
         except Failed as error:
