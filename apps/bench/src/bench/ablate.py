@@ -62,10 +62,12 @@ def run(
     failed: dict[str, str] = {}
     with show.bar(f"ablations of {table.app} (runs)", len(jobs)) as bar, ThreadPoolExecutor(workers) as pool:
         done, leaving = 0, threading.Event()
+        before = [job for job in jobs if job.evaluation.is_file()]
         try:
             for group in (first, later):
                 for job, error in zip(group, pool.map(partial(_carry_out, leaving=leaving), group), strict=True):
                     done += 1
+                    bar.skip(job in before)
                     bar.update(done, job.row.name)
                     if error:
                         failed[f"{job.row.name} (seed {job.seed})"] = error

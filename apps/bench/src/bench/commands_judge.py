@@ -94,6 +94,7 @@ def judge_run(
             look=Look(frames, side),
             workers=workers or run.workers_for(asker),
             seen=lambda: progress.update(next(done)),
+            there=progress.skip,
         )
     notes = [f"{len(problems)} problems with the videos, listed in problems.csv"] if problems else []
     made = judged.result(
@@ -155,6 +156,7 @@ def judge_calibrate(
             look=Look(frames, side),
             workers=workers or run.workers_for(asker),
             seen=lambda: progress.update(next(done)),
+            there=progress.skip,
         )
     found = calibrate.calibrate(
         questions,

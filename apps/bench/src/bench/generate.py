@@ -72,12 +72,13 @@ class Order:
     reference: bool = False
 
 
-def carry_out(order: Order) -> Scored:
-    """Make and measure the clips of one order, or read what was measured before."""
+def carry_out(order: Order) -> tuple[Scored, bool]:
+    """Make and measure the clips of one order, or read what was measured before; whether all of it was."""
     torch.set_num_threads(1)
     backbone = _backbone(order.setting.backbone, order.setting.device)
     maker, about = _maker(order, backbone)
     first = order.seed == order.setting.seeds[0] and order.run == 0
+    found: list[int] = []
     evaluation = evaluate(
         {order.name: _keeping(maker, order) if first else maker},
         clips=order.setting.clips,
@@ -87,8 +88,9 @@ def carry_out(order: Order) -> Scored:
         mechanisms=(order.mechanism,),
         about={order.name: [about]},
         folder=order.folder / "parts",
+        kept=found.append,
     )
-    return evaluation.methods[order.name][0].scored[order.mechanism]
+    return evaluation.methods[order.name][0].scored[order.mechanism], sum(found) >= order.setting.clips
 
 
 def kept(order: Order, index: int) -> Path:
@@ -107,12 +109,12 @@ def slug(name: str) -> str:
     return "-".join(words)[:60] or "system"
 
 
-def carry_out_all(orders: Sequence[Order], *, workers: int, done: Callable[[int], Any]) -> dict[Order, Scored]:
-    """Carry out every order; `done` is called with the number that are finished."""
+def carry_out_all(orders: Sequence[Order], *, workers: int, done: Callable[[int, bool], Any]) -> dict[Order, Scored]:
+    """Carry out every order; `done` is called with the number that are finished, and whether the last was before."""
     scored: dict[Order, Scored] = {}
-    for order, part in _finished(orders, workers):
+    for order, (part, before) in _finished(orders, workers):
         scored[order] = part
-        done(len(scored))
+        done(len(scored), before)
     return scored
 
 
@@ -164,7 +166,7 @@ def _keeping(make: Maker, order: Order) -> Maker:
     return keep
 
 
-def _finished(orders: Sequence[Order], workers: int) -> Iterator[tuple[Order, Scored]]:
+def _finished(orders: Sequence[Order], workers: int) -> Iterator[tuple[Order, tuple[Scored, bool]]]:
     if workers == 1:
         for order in orders:
             yield order, carry_out(order)

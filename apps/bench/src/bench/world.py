@@ -64,7 +64,12 @@ def run(
     ]
     orders.sort(key=lambda order: (order.reference, order.bundle is None))  # the slowest first
     with show.bar("generate and measure (clips)", len(orders) * setting.clips, quiet=quiet) as bar:
-        scored = generate.carry_out_all(orders, workers=workers, done=lambda done: bar.update(done * setting.clips))
+
+        def finished(done: int, before: bool) -> None:
+            bar.skip(setting.clips * before)
+            bar.update(setting.clips * done)
+
+        scored = generate.carry_out_all(orders, workers=workers, done=finished)
     if maps:
         _draw_maps(orders, quiet)
     folders = []

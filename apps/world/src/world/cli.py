@@ -1,21 +1,22 @@
 """`world`: make the simulated data set, train the embedded backbone on it, look at it, measure it, ship it."""
 
-import functools
 import os
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
-train = typer.Typer(help="Train a part of the embedded backbone.", no_args_is_help=True)
+from trainers.commands import friendly, hint, line, new_app
+from trainers.commands import shown as console
+from trainers.options import Quiet
+
+app = new_app("Make the simulated data set, train the embedded backbone on it, look at it, measure it, ship it.")
+train = new_app("Train a part of the embedded backbone.")
 app.add_typer(train, name="train")
-console = Console()
+plain_errors = partial(friendly, code=2)
 
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # both are read when transformers is first imported
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when huggingface_hub is first imported
 
 Out = Annotated[Path, typer.Option("--out", help="Folder (or file) to write.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe field: --set a.b=c (repeatable).")]
@@ -34,20 +35,6 @@ def place(name: str) -> None:
     one_thread_on(usable(name))
 
 
-def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Show what a user can mend as one line instead of a traceback."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except ValueError as error:
-            console.print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
-            raise typer.Exit(2) from error
-
-    return run
-
-
 @app.command()
 @plain_errors
 def make(
@@ -57,33 +44,15 @@ def make(
     scale: Annotated[int, typer.Option(min=1, help="1 draws 32 pixels, 2 draws 64.")] = 1,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
     fields: Annotated[bool, typer.Option(help="Keep the exact fields beside each clip.")] = True,
+    quiet: Quiet = False,
 ) -> None:
     """Make a data set, or complete one: what stands is kept."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
     from world.make import make as make_clips
 
-    columns = (TextColumn("clips"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("clips", total=clips)
-        made = make_clips(
-            out,
-            clips=clips,
-            split=split,
-            scale=scale,
-            fields=fields,
-            workers=workers,
-            advance=functools.partial(progress.advance, task),
-        )
+    made = make_clips(out, clips=clips, split=split, scale=scale, fields=fields, workers=workers, quiet=quiet)
     console.print(f"{made.written} clips written, {made.kept} kept; records in {out / 'records.jsonl'}")
     console.print(f"look at {out}/sheet-*.png")
+    hint(line("world", "train", "vae", data=out, out=f"{out}-vae"))
 
 
 @train.command("vae")
@@ -124,6 +93,7 @@ def train_vae(
         table.add_row(mechanism, f"{value:.1f}")
     table.add_row("mean", f"{report.psnr_db:.1f}", style="bold")
     console.print(table)
+    hint(line("world", "train", "backbone", data=data, vae=out, out=f"{data}-backbone"))
 
 
 @train.command("backbone")
@@ -157,6 +127,8 @@ def train_backbone(
         f"{result.steps} steps, {result.seconds_per_step:.3f} s/step; validation loss {result.validation_loss:.4f}"
     )
     console.print(f"weights in {result.weights}")
+    looks = line("world", "sample", weights=result.weights, out=out / "sample.png")
+    hint(f"{looks}, {line('world', 'evaluate', weights=result.weights, out=out / 'evaluation.json')}")
 
 
 @train.command("encoder")
@@ -179,6 +151,7 @@ def train_encoder(
     result = train_it(data, out, recipe=recipe, minutes=None if steps else minutes, steps=steps, resume=resume)
     console.print(f"{result.steps} steps; held-out loss {result.held_out:.4f}, spread {result.spread:.2f}")
     console.print(f"weights in {result.weights}")
+    hint(line("world", "probe", weights=result.weights, out=out / "probe.json"))
 
 
 @app.command()
@@ -273,6 +246,7 @@ def evaluate(
     scale: Scale = None,
     device: Device = "cpu",
     out: Annotated[Path | None, typer.Option("--out", help="JSON file.")] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Measure the law from pixels: real clips, controls, the autoencoder's floor and the backbone's samples."""
     place(device)
@@ -290,6 +264,7 @@ def evaluate(
         thresholds=Thresholds.load(thresholds),
         scale=scale,
         device=device,
+        quiet=quiet,
     )
     for table in tables(result):
         console.print(table)
@@ -311,6 +286,7 @@ def thresholds(
     split: Annotated[str, typer.Option(help="Split whose seeds set the thresholds; never the tested one.")] = "val",
     scale: Annotated[int, typer.Option(min=1, help="1: clips of 32 pixels, 2: 64.")] = 1,
     device: Device = "cpu",
+    quiet: Quiet = False,
 ) -> None:
     """Fit the pass thresholds to clips that went through the autoencoder: what any of its generators could reach."""
     if scale != 1 and out is None:
@@ -321,5 +297,5 @@ def thresholds(
     from world.evaluate import fit_thresholds
 
     model = backbones.load("world").pipe.vae if vae is None else autoencoder.load(vae)
-    written = fit_thresholds(model.to(device), out, clips=clips, split=split, scale=scale)
+    written = fit_thresholds(model.to(device), out, clips=clips, split=split, scale=scale, quiet=quiet)
     console.print(f"thresholds written to {written}")

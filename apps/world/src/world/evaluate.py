@@ -195,11 +195,11 @@ def one_per_scenario(split: str = "test", *, scale: int = 1) -> list[Clip]:
     return chosen
 
 
-def fit_thresholds(vae: Any, out: Path | None, *, clips: int, split: str, scale: int = 1) -> Path:
+def fit_thresholds(vae: Any, out: Path | None, *, clips: int, split: str, scale: int = 1, quiet: bool = False) -> Path:
     """Fit the pass thresholds to autoencoded clips of seeds that no evaluation uses, and write them."""
     make = controls_of(vae)
     measured: dict[str, dict[str, list[Measures]]] = {}
-    for mechanism in show.track(MECHANISMS, "thresholds"):
+    for mechanism in show.track(MECHANISMS, "thresholds", quiet=quiet):
         real = physworld.simulate_many(mechanism, list(range(clips)), split=split, scale=scale)
         measured[mechanism] = {name: measure(real, make[name](real)) for name in ("vae", "shuffled")}
     thresholds = metrics.Thresholds.fit(

@@ -25,6 +25,7 @@ import numpy as np
 
 import physworld
 from physworld import MECHANISMS, Clip
+from trainers import show
 from world.sheet import save_sheet
 
 SEEDS_PER_JOB = 25
@@ -80,11 +81,9 @@ def make(
     fields: bool = True,
     workers: int = 1,
     sheets: bool = True,
-    advance: Any = None,
+    quiet: bool = True,
 ) -> Made:
-    """Make or complete a data set.
-
-    `advance(n)` is called for each `n` clips that stand on disk, those found included.
+    """Make or complete a data set; a bar shows the clips unless it is `quiet`.
 
     Raises:
         ValueError: if there is no such split, or the folder holds a data set of another split, scale or kind.
@@ -100,17 +99,20 @@ def make(
         for mechanism, seeds in wanted.items()
         for start in range(0, len(seeds), SEEDS_PER_JOB)
     ]
+    jobs.sort(key=lambda job: job.seeds[0])  # mechanisms in turn: what is left takes as long as what was done
     written, kept = 0, clips - sum(len(seeds) for seeds in wanted.values())
-    if advance is not None:
-        advance(kept)
-    with (folder / "records.jsonl").open("a", encoding="utf-8") as lines:
+    with (
+        (folder / "records.jsonl").open("a", encoding="utf-8") as lines,
+        show.bar("clips", clips, quiet=quiet) as bar,
+    ):
+        bar.skip(kept)
+        bar.update(kept)
         for records in _run(jobs, workers):
             lines.writelines(json.dumps(record) + "\n" for record in records)
             lines.flush()
             known |= {record["id"]: record for record in records}
             written += len(records)
-            if advance is not None:
-                advance(len(records))
+            bar.update(kept + written)
     _write_lines(folder / "records.jsonl", [known[key] for key in sorted(known)])
     pictures = (
         tuple(sheet_of(folder, mechanism) for mechanism in MECHANISMS if share(clips)[mechanism]) if sheets else ()

@@ -67,9 +67,9 @@ def new_app(help: str) -> typer.Typer:
     return typer.Typer(help=help, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
 
-def friendly(command: Callable[P, R]) -> Callable[P, R]:
+def friendly(command: Callable[P, R], *, code: int = 1) -> Callable[P, R]:
     """Turn what a user got wrong into one red line, and warnings into yellow ones, each said once; the fields of the
-    bundles that the command takes become its options (`options.spread`).
+    bundles that the command takes become its options (`options.spread`). `code` is the exit code of what was wrong.
     """
     command = spread(command)
 
@@ -81,7 +81,7 @@ def friendly(command: Callable[P, R]) -> Callable[P, R]:
         except (ValueError, ArithmeticError, ImportError, OSError) as error:
             where = f" in process {RANK}" if "RANK" in os.environ else ""
             errors.print(f"error{where}: {error}", style="bold red", markup=False)
-            raise typer.Exit(1) from None
+            raise typer.Exit(code) from None
         except SystemExit as leaving:  # SIGTERM, after a checkpoint
             if RANK == 0:
                 errors.print(str(leaving), markup=False)

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 __all__ = ["Bar", "bar", "count", "duration", "table", "track"]
@@ -48,7 +48,7 @@ class Bar:
         self._outer = False
         if not quiet and sys.stderr.isatty():
             if _live is None:
-                columns = (TextColumn("{task.description}"), BarColumn(), _Note())
+                columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), _Note())
                 _live = Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
                 _live.start()
                 self._outer = True
@@ -142,7 +142,10 @@ class Bar:
 
 
 class _Note(ProgressColumn):
-    """Behind a bar, now: what is left runs down between two pieces of work."""
+    """Behind a bar, now: what is left runs down between two pieces of work. It is cut where the line ends."""
+
+    def __init__(self) -> None:
+        super().__init__(Column(no_wrap=True, overflow="ellipsis"))
 
     def render(self, task: Task) -> Text:
         return Text(task.fields["bar"].note(time.monotonic()))

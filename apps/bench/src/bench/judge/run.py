@@ -63,8 +63,9 @@ def ask(
     look: Look = Look(),  # noqa: B008 - frozen
     workers: int = 4,
     seen: Callable[[], object] = lambda: None,
+    there: Callable[[int], object] = lambda _: None,
 ) -> Answers:
-    """Ask every question once; `seen` is called for each that is settled.
+    """Ask every question once; `seen` is called for each that is settled, and before that `there` with how many were.
 
     Raises:
         ValueError: if nothing but failures came back, with the first of them.
@@ -77,6 +78,7 @@ def ask(
     keys = {asked: digest([who, marks[asked.video], asked.question.task, asked.question.about]) for asked in questions}
     said = _read(out / ANSWERS)
     open_now = [asked for asked in questions if keys[asked] not in said]
+    there(len(questions) - len(open_now))
     for _ in range(len(questions) - len(open_now)):
         seen()
     failed: dict[Asked, str] = {}
