@@ -101,12 +101,12 @@ def runs() -> list[Run]:
     ]  # fmt: skip
 
 
-def pila_hours(describe: Callable[..., Any] | None = None) -> float:
+def pila_hours() -> float:
     """Hours of filling the cache and of training, on eight A100 that share the recipe's clips of a step."""
     from pila.config import load_recipe
-    from pila.plan import describe as own
+    from pila.plan import describe
 
-    job = (describe or own)(load_recipe("wan2.1-1.3b", ["accumulate=1"]), clips=80_000)
+    job = describe(load_recipe("wan2.1-1.3b", ["accumulate=1"]), clips=80_000)
     made = plans.make(job, [gpus.named("A100-80GB")], engine="zero2-offload", processes=8)
     row = made.rows[0]
     assert row.cache_hours is not None

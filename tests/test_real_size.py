@@ -5,12 +5,14 @@ What takes over five seconds of a CPU is `slow`, one recipe of each method is no
 stand in benchmarks/slow.md.
 """
 
+import functools
 import gc
 import importlib
 import importlib.util
 import itertools
 import json
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -118,17 +120,17 @@ def test_a_real_recipe_is_built_with_its_optimizer_as_the_plan_counts_it(case, m
     assert {a.items for a in job.artefacts} == {1000}
 
 
+@functools.cache
+def counted(case: Case) -> Mapping[str, Work]:
+    """One clip, as the recipe checkpoints: a plan counts two sizes, with and without."""
+    only = {"only": ("observe", "recover", "couple")} if case.app == "pila" else {}
+    return case.of("plan").work_of(case.load(), 1, *((case.stage,) if case.stage else ()), **only)
+
+
 @some
 def test_a_step_of_a_real_recipe_is_counted_at_its_real_size(case, monkeypatch):
-    real, stage, found = case.of("plan").work_of, (case.stage,) if case.stage else (), []
-
-    def once(*_: Any, **how: Any) -> Mapping[str, Work]:
-        """One clip, as the recipe checkpoints, in place of two sizes with and without."""
-        if not found:
-            found.append(real(case.load(), 1, *stage, **how))
-        return found[0]
-
-    job = described(case, once, monkeypatch)
+    found = counted(case)
+    job = described(case, lambda *_, **__: found, monkeypatch)
     parameters = sum(p.numel() for p in weightless(case.load().backbone).transformer.parameters())
     backward = case.app != "pila"  # its backbone's prediction is made without gradients
     for kind in job.kinds:
@@ -158,6 +160,59 @@ def groups_of(case: Case, recipe: Any, backbone: Any) -> dict[str, nn.Module]:
             adapter = train.fresh(recipe.model_copy(update={"device": "meta"}), backbone, basis, None)
         return {"branch": adapter.branch}
     return train.fresh(recipe.model_copy(update={"device": "meta"}), backbone).groups()
+
+
+def known_runs() -> Any:
+    spec = importlib.util.spec_from_file_location("plan_known_runs", ROOT / "benchmarks" / "plan_known_runs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def table_of_known_runs(known: Any) -> list[dict[str, Any]]:
+    page = (ROOT / "docs" / "plan.md").read_text(encoding="utf-8")
+    rows = []
+    for line in page.partition(known.BEGIN)[2].partition(known.END)[0].splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("|") and cells[0] != "run" and not cells[0].startswith("-"):
+            (reported, unit), planned = cells[2].split(), float(cells[3].split()[0].replace(",", ""))
+            row = {"run": cells[0], "gpu": cells[1], "reported": float(reported), "unit": unit, "planned": planned}
+            rows.append(row | {"ratio": float(cells[4]), "within": cells[5], "source": cells[6]})
+    return rows
+
+
+def test_the_table_of_known_runs_is_whole_and_within_its_stated_error():
+    known = known_runs()
+    rows = table_of_known_runs(known)
+    listed = [(run.name, run.gpu, run.reported, run.unit, run.source) for run in known.runs()]
+    assert [(r["run"], r["gpu"], r["reported"], r["unit"], r["source"]) for r in rows] == listed
+    assert {r["unit"] for r in rows} == {"h", "s", "GiB"}
+    for row in rows:
+        assert row["ratio"] == pytest.approx(row["planned"] / row["reported"], abs=0.01)
+        assert abs(row["planned"] / row["reported"] - 1) <= known.WITHIN, row["run"]
+        assert row["within"] == "yes"
+    page = (ROOT / "docs" / "plan.md").read_text(encoding="utf-8")
+    assert known.table(rows).splitlines()[-1] in page  # the error that is stated is that of the rows
+    assert f"**What a plan may be off by**: {100 * known.WITHIN:.0f} %" in page
+
+
+def test_pila_s_forty_hours_are_planned_as_the_table_says(monkeypatch):
+    known, found = known_runs(), counted(next(case for case in CASES if case.app == "pila"))
+    monkeypatch.setattr("pila.plan.work_of", lambda *_, **__: found)
+    planned = known.pila_hours()
+    assert planned == pytest.approx(table_of_known_runs(known)[0]["planned"], rel=0.005)
+    assert abs(planned / 40 - 1) <= known.WITHIN
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(1, 17))
+def test_every_known_run_is_planned_as_the_table_says(number):
+    known = known_runs()
+    planned = known.runs()[number].planned()
+    assert planned == pytest.approx(table_of_known_runs(known)[number]["planned"], rel=0.006)
 
 
 LAUNCH = sorted(path for home in HOMES for path in (home / "launch").glob("*.yaml"))

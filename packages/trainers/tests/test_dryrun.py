@@ -10,6 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from trainers import dryrun
 from trainers.dryrun import SMALL, DryRun
 
 
@@ -167,3 +168,29 @@ def test_terms_for_the_log_alone_are_not_part_of_the_loss():
         logged = dry.step(lambda: {"fit": loss_of(model, x), "log/nothing": loss_of(model, x)}, model.parameters())
     forward, both = plain.flops["float32"], logged.flops["float32"]
     assert both - forward == pytest.approx(forward / 3, rel=0.1)  # a forward more, and no backward
+
+
+def test_what_was_asked_before_is_answered_alike_from_memory():
+    """The first step asks every shape, the second none: equal to the byte, in place, in views and in the values."""
+
+    def once():
+        with DryRun() as run:
+            model = Stack(2)
+            run.weights(model)
+            x = run.tensor(2, 100, 64)
+
+            def loss():
+                out = model(x)
+                out[:, 0].mul_(2)
+                small = torch.arange(6.0).view(2, 3).t()
+                small += 1
+                assert small.tolist() == [[1, 4], [2, 5], [3, 6]]
+                return out.square().mean() * small[0, 0]
+
+            return run.step(loss, model.parameters())
+
+    dryrun._SEEN.clear()
+    first, asked = once(), len(dryrun._SEEN)
+    assert asked > 20
+    assert once() == first
+    assert len(dryrun._SEEN) == asked
