@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 import trainers.method as verbs
+from mmphysvideo.pipe.caption import caption
 from mmphysvideo.pipe.command import pipe
 from trainers.commands import friendly, hint, left_out, new_app, shown
 from trainers.method import CACHE, Method, add
@@ -123,7 +124,7 @@ def train(
     found = app_.prepare(recipe, backbone, root, **shared)
     if engine.main:
         left_out(found.skipped)
-    held = None
+    held = found.held
     if recipe.data.source == "world":
         val = recipe.data.model_copy(update={"split": "val", "clips": min(HELD_CLIPS, recipe.data.clips)})
         still = recipe.model_copy(update={"data": val})
@@ -140,10 +141,13 @@ def train(
         where: dict[str, Any] = {"cache": root, "out": f"{out}-student"}
         hint(app_.line("train", chosen=chosen, stage="student", teacher=bundle, **where))
     else:
-        hint(f"{app_.try_it(bundle)}, {app_.line('export', bundle, form='weights', out=f'{out}-weights')}")
+        hint(
+            f"{app_.try_it(bundle, recipe, root)}, {app_.line('export', bundle, form='weights', out=f'{out}-weights')}"
+        )
 
 
 app.command()(pipe)
+app.command()(caption)
 
 
 @app.command()
@@ -172,18 +176,32 @@ def generate(
 
 @app.command()
 @friendly
-def evaluate(chosen: Chosen, asked: Measured, bundle: Bundles = None) -> None:
+def evaluate(chosen: Chosen, asked: Measured, bundle: Bundles = None, root: Cached = CACHE) -> None:
     """Measure base and bundles on held-out captions of the simulated world, in pairs; bundles of one recipe are its
-    training seeds, and methods stand against one another, too.
+    training seeds, and methods stand against one another, too. Or bundles of one's own clips by their loss on those
+    that training was not shown.
     """
+    from mmphysvideo.data import prepare
+    from mmphysvideo.evaluate import beside
     from mmphysvideo.evaluate import evaluate as run
     from mmphysvideo.generate import load_trained, methods_of, recipe_of
+    from mmphysvideo.teacher import Teacher
+    from physworld.paired import paired
 
     backbone, first = method().load_trained(chosen, bundle[0] if bundle else None)
     trained: dict[str, Any] = {str(bundle[0]) if bundle else "shipped": first}
     for folder in (bundle or [])[1:]:
         trained[str(folder)] = load_trained(folder, backbone, recipe=recipe_of(folder, chosen.overrides))
     methods = methods_of(trained)
+    if first.recipe.data.source != "world":
+        perceived = any(isinstance(who, Teacher) for who in trained.values())
+        found = prepare(first.recipe, backbone, root, perceived=perceived, quiet=asked.quiet)
+        losses = {name: [beside(backbone, who) for who in of] for name, of in methods.items()}
+        note = "; a teacher sees the clip's perception beside it, as noisy, which base and student are not told"
+        recipes = [who.recipe for who in trained.values()]
+        how: dict[str, Any] = {"bundles": bundle or [], "paired": paired, "note": note}
+        verbs.own_clips(method(), losses, recipes, found, chosen, asked, **how)
+        return
     result = run(backbone, methods, first.recipe, **asked.how)
     pairs = [(name, "base") for name in methods]
     names = list(methods)

@@ -117,14 +117,15 @@ def train(
     first, *_ = prepared = [part for part in (found, balls) if part is not None]
     if engine.main:
         left_out([line for part in prepared for line in part.skipped])
-    held = held_out(recipe, backbone, encoder, root, basis, **shared)
+    held = found.held if found is not None else None
+    held = held or held_out(recipe, backbone, encoder, root, basis, **shared)
     data: dict[str, Any] = {"held": held, "pushed": balls and balls.data, "begun": source, "engine": engine}
     _, result = run(recipe, backbone, encoder, first.data, out=out, only=stage, **data, **vars(fitted))
     engine.leave()
     if not engine.main:
         return
     phantom.tell(out, result, physics=recipe.physics.kind, clips=first.clips)
-    hint(phantom.try_it(out / "bundle"))
+    hint(phantom.try_it(out / "bundle", recipe, root))
 
 
 @app.command()
@@ -215,15 +216,19 @@ def evaluate(
     bundle: Bundles = None,
     observed: Annotated[int, typer.Option("--observed", min=0, help="true frames given, 4m + 1 (0: none)")] = 0,
     forces: Annotated[bool, typer.Option("--forces", help="push balls instead: direction and speed")] = False,
+    root: Cached = CACHE,
 ) -> None:
     """Measure base and bundles on held-out captions of the simulated world: passes, scores, paired differences; bundles
-    of one kind are training seeds of one method. Or (--forces) how thrown balls follow their pushes.
+    of one kind are training seeds of one method. Or (--forces) how thrown balls follow their pushes. Or bundles of
+    one's own clips by their loss on those that training was not shown.
     """
     from phantom.config import kind_of
+    from phantom.data import prepare
+    from phantom.evaluate import beside, push
     from phantom.evaluate import evaluate as run
-    from phantom.evaluate import push
     from phantom.generate import load_adapter, recipe_of
     from physworld.evaluation import LEGEND
+    from physworld.paired import paired
 
     first, *others = bundle or [None]
     backbone, adapter = method().load_trained(chosen, first)
@@ -242,6 +247,16 @@ def evaluate(
     methods: dict[str, list[Any]] = {}
     for one in adapters:
         methods.setdefault(kind_of(one.recipe), []).append(one)
+    if recipe.data.source != "world":
+        if observed:
+            raise ValueError("expected no --observed for the loss on one's own clips: nothing is observed there")
+        losses = {name: [beside(backbone, one) for one in of] for name, of in methods.items()}
+        found = prepare(recipe, backbone, adapter.encoder, root, basis=adapter.basis, quiet=asked.quiet)
+        note = "; the adapter sees the clip's physics latent beside it, as noisy, which the base is not told"
+        recipes = [one.recipe for one in adapters]
+        how: dict[str, Any] = {"bundles": bundle or [], "paired": paired, "note": note}
+        verbs.own_clips(method(), losses, recipes, found, chosen, asked, **how)
+        return
     result = run(backbone, methods, recipe, observed=observed, **asked.how)
     beginning = f", {observed} observed frames" if observed else ""
     runs = ", ".join(f"{name} {len(of)}" for name, of in result.methods.items())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trainers.commands import friendly, hint, left_out, new_app, show_table
-from trainers.method import CACHE, EXPORT, Export, Method, add
+from trainers.method import CACHE, EXPORT, Export, Method, add, own_clips
 from trainers.options import Bundled, Cached, Chosen, Fitted, Measured, Run, Sampled, Written
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def train(
         on = pila.line("train", chosen=chosen, cache=root, out=out, resume=True)
         hint(f"{on} trains the stages that are left")
     else:
-        hint(pila.try_it(out / "bundle"))
+        hint(pila.try_it(out / "bundle", recipe, root))
 
 
 @app.command()
@@ -120,15 +120,27 @@ def generate(
 
 @app.command()
 @friendly
-def evaluate(chosen: Chosen, asked: Measured, bundle: Bundled = None) -> None:
-    """Measure base and adapter on held-out captions of the simulated world: pass shares, scores, paired differences."""
+def evaluate(chosen: Chosen, asked: Measured, bundle: Bundled = None, root: Cached = CACHE) -> None:
+    """Measure base and adapter on held-out captions of the simulated world: pass shares, scores, paired differences; or
+    a bundle of one's own clips by its loss on those that training was not shown.
+    """
     from physworld.evaluation import LEGEND
+    from physworld.paired import paired
+    from pila.evaluate import beside
     from pila.evaluate import evaluate as run
 
-    backbone, adapter = method().load_trained(chosen, bundle)
+    pila = method()
+    backbone, adapter = pila.load_trained(chosen, bundle)
+    recipe = adapter.recipe
+    if recipe.data.source != "world":
+        found = pila.prepare(recipe, backbone, root, quiet=asked.quiet)
+        losses = {recipe.adapter: [beside(backbone, adapter)]}
+        bundles = [bundle] if bundle else []
+        own_clips(pila, losses, [recipe], found, chosen, asked, bundles=bundles, paired=paired)
+        return
     result = run(backbone, adapter, **asked.how)
     title = f"{asked.clips} captions a mechanism ({asked.split}), paired noise"
-    show_table(result.rows([(adapter.recipe.adapter, "base")]), title, LEGEND)
+    show_table(result.rows([(recipe.adapter, "base")]), title, LEGEND)
     if asked.out is not None:
         print(result.save(asked.out))
     hint(method().evaluated(adapter.recipe, chosen, asked, [bundle] if bundle else ()))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trainers.commands import errors, friendly, hint, left_out, new_app, show_table, shown
-from trainers.method import CACHE, EXPORT, Export, Method, add
+from trainers.method import CACHE, EXPORT, Export, Method, add, own_clips
 from trainers.options import Bundled, Bundles, Cached, Chosen, Fitted, Measured, Quiet, Run, Sampled, Written
 
 if TYPE_CHECKING:
@@ -103,14 +103,14 @@ def train(
     if engine.main:
         left_out(found.skipped, found.notes)
         errors.print(f"token targets: {found.teacher}", markup=False)
-    held = held_out(recipe, backbone, root, quiet=fitted.quiet, engine=engine)
+    held = found.held or held_out(recipe, backbone, root, quiet=fitted.quiet, engine=engine)
     data: dict[str, Any] = {"said": found.said, "held": held, "teacher": found.teacher, **vars(fitted)}
     _, result = run(recipe, backbone, found.data, out=out, only=stage, engine=engine, **data)
     engine.leave()
     if not engine.main:
         return
     prophy.tell(out, result, token_targets=found.teacher)
-    hint(prophy.try_it(out / "bundle"))
+    hint(prophy.try_it(out / "bundle", recipe, root))
 
 
 @app.command()
@@ -145,11 +145,16 @@ def evaluate(
     asked: Measured,
     bundle: Bundles = None,
     routers: Annotated[bool, typer.Option("--routers/--no-routers", help="measure the routers as well")] = True,
+    root: Cached = CACHE,
 ) -> None:
-    """Measure base and bundles on held-out captions of the simulated world, paired; and what the routers learned."""
+    """Measure base and bundles on held-out captions of the simulated world, paired; and what the routers learned; or
+    bundles of one's own clips by their loss on those that training was not shown.
+    """
     from physworld.evaluation import LEGEND
+    from physworld.paired import paired
     from prophy import pictures
     from prophy.adapter import ProphyAdapter
+    from prophy.evaluate import beside
     from prophy.evaluate import evaluate as run
     from prophy.labels import names
     from prophy.places import look
@@ -160,6 +165,14 @@ def evaluate(
     prophy, out = method(), asked.out
     backbone, first = prophy.load_trained(chosen, folders[0])
     adapters = [first, *(prophy.load_trained(chosen, folder, backbone)[1] for folder in folders[1:])]
+    if first.recipe.data.source != "world":
+        losses: dict[str, list[Any]] = {}
+        for adapter in adapters:
+            losses.setdefault(kind_of(adapter.recipe), []).append(beside(backbone, adapter))
+        found = prophy.prepare(first.recipe, backbone, root, quiet=asked.quiet)
+        recipes = [adapter.recipe for adapter in adapters]
+        own_clips(prophy, losses, recipes, found, chosen, asked, bundles=bundle or [], paired=paired)
+        return
     reports: dict[str, Any] = {}
     drawn: list[Path] = []
     for number, adapter in enumerate(adapters if routers else []):

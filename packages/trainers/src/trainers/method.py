@@ -18,16 +18,30 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 import typer
 
-from .commands import asked_by, friendly, hint, left_out, line, recipe_in, show_plan, shown
+from .commands import asked_by, friendly, hint, left_out, line, recipe_in, show_plan, show_table, shown
 from .options import Cached, Chosen, Measured, Planned, Quiet, Sampled
 
 if TYPE_CHECKING:
     from .check import Finding
+    from .heldout import HeldOutLoss
     from .job import Job
     from .loop import FitResult
     from .stage import Stage
 
-__all__ = ["CACHE", "EXPORT", "PROMPT", "Export", "Method", "add", "cache", "check", "export", "plan", "time"]
+__all__ = [
+    "CACHE",
+    "EXPORT",
+    "PROMPT",
+    "Export",
+    "Method",
+    "add",
+    "cache",
+    "check",
+    "export",
+    "own_clips",
+    "plan",
+    "time",
+]
 
 R = TypeVar("R")
 B = TypeVar("B")
@@ -132,13 +146,16 @@ class Method(Generic[R, B, A]):
             kept = f"{again} writes them clip by clip, "
         # the bundle that an app ships has its name
         backbone = None if recipe.backbone == "world" else recipe.backbone
-        more: dict[str, object] = {"backbone": backbone, "out": f"runs/bench-{self.name}"}
+        more: dict[str, Any] = {"backbone": backbone, "out": f"runs/bench-{self.name}"}
         return f"{kept}{line('bench', 'world', bundle=list(bundles) or [self.name], **more)} measures more"
 
-    def try_it(self, bundle: Path) -> str:
-        """Write the commands that show and measure a bundle."""
+    def try_it(self, bundle: Path, recipe: Any = None, root: Path = CACHE) -> str:
+        """Write the commands that show and measure a bundle; of one's own clips (`recipe`) the loss is taken from the
+        cache at `root`.
+        """
         seen = self.line("generate", PROMPT, bundle=bundle, compare=True, out=f"{self.name}.mp4")
-        return f"{seen}, {self.line('evaluate', bundle=bundle)}"
+        own = recipe is not None and recipe.data.source != "world" and root != CACHE
+        return f"{seen}, {self.line('evaluate', bundle=bundle, cache=root if own else None)}"
 
 
 def check(method: Method[R, B, A], chosen: Chosen, root: Path, **own: Any) -> None:
@@ -182,9 +199,50 @@ def cache(method: Method[R, B, A], chosen: Chosen, root: Path, *, quiet: bool, *
     if not engine.main:
         return
     left_out(found.skipped, getattr(found, "notes", ()))
-    counts = {"clips": found.clips, "computed": found.computed, "skipped": len(found.skipped)}
+    counts = {"clips": found.clips, "held_out": len(found.held_clips), "computed": found.computed}
+    counts |= {"skipped": len(found.skipped)}
     print(json.dumps({**counts, **method.summary(recipe, found)}))
     hint(method.line("train", chosen=chosen, cache=root, **own))
+
+
+def own_clips(
+    method: Method[R, B, A],
+    losses: "Mapping[str, Sequence[HeldOutLoss]]",
+    recipes: Sequence[Any],
+    found: Any,
+    chosen: Chosen,
+    asked: Measured,
+    *,
+    bundles: Sequence[Path],
+    paired: Callable[..., Any],
+    note: str = "",
+) -> None:
+    """Print the losses of base and methods on the clips that are kept back of one's own films (`found.held`).
+
+    ValueError where none is, and for bundles that were not trained on the same clips.
+    """
+    from .heldout import compare
+
+    d = recipes[0].data
+    parts = [vars(r.data) | {"labels": None, "encode_batch": None} for r in recipes]
+    if any(part != parts[0] for part in parts[1:]):
+        raise ValueError("expected bundles that were trained on the same clips: others had different ones kept back")
+    if any(said.startswith("data.held_out=") for said in chosen.overrides):
+        raise ValueError("expected data.held_out as in training: another share would show clips that were trained on")
+    if found.held is None:
+        raise ValueError(
+            f"nothing of {d.source} was kept back from training (data.held_out={d.held_out:g}, {found.clips} clips): "
+            "train on two films or more with data.held_out above 0, or measure on the world (--set data.source=world)"
+        )
+    result = compare(losses, found.held, found.held_clips, device=recipes[0].device, quiet=asked.quiet)
+    count = len(result.clips)
+    title = f"{count} clip{'s' * (count > 1)} of {d.source} kept back from training, same noise"
+    legend = f"held-out loss: the training loss without extras, mean over nine noise levels, lower is better{note};"
+    show_table(result.rows(paired), title, f"{legend} an interval takes 8 clips, and fewer say little")
+    if asked.out is not None:
+        about = {"data": d.model_dump(mode="json"), "note": note.strip("; ")}
+        print(result.save(asked.out, paired, about))
+    hint(method.evaluated(recipes[0], chosen, asked, bundles))
 
 
 def export(method: Method[R, B, A], run: Path, out: Path) -> None:
