@@ -148,7 +148,7 @@ def test_a_stage_tells_what_the_whole_run_takes_by_what_each_stage_costs(tmp_pat
     monkeypatch.setattr(Bar, "update", _noting(Bar.update, told))
     parts = toy.groups()
     stages = [
-        toy.stage(parts, "a", steps=40, before=_passing(clock, 10.0)),
+        toy.stage(parts, "a", steps=40, cost=1.0, before=_passing(clock, 10.0)),
         toy.stage(parts, "b", steps=100, cost=3.0, before=_passing(clock, 30.0)),
     ]
     fit(stages, parts, out=tmp_path)
@@ -157,6 +157,14 @@ def test_a_stage_tells_what_the_whole_run_takes_by_what_each_stage_costs(tmp_pat
     text = next(text for label, done, text in told if label == "a (1 of 2)" and done == 30)
     assert text.startswith(f"({show.duration(12 * 10 + 100 * 30)} for all) ")  # before step 30 is counted
     assert not any("for all" in text for label, _, text in told if label == "b (2 of 2)")
+
+
+def test_where_it_is_not_known_what_a_later_stage_costs_nothing_is_said_of_the_whole_run(tmp_path, clock, capsys):
+    parts, before = toy.groups(), _passing(clock, 25.0)
+    fit([toy.stage(parts, name, steps=9, before=before) for name in ("a", "b")], parts, out=tmp_path)
+    said = capsys.readouterr().err
+    assert "for all" not in said
+    assert "a (1 of 2): 5/9 1.7 min left" in said
 
 
 def test_a_resumed_stage_takes_no_rate_from_the_steps_of_another_session(tmp_path, clock, monkeypatch):

@@ -174,7 +174,7 @@ def stages(
             measure_every=w.measure_every,
         )
     trainer = Trainer(recipe, adapter, backbone)
-    common: dict[str, Any] = {"batch_size": recipe.batch, "accumulate": recipe.accumulate}
+    common: dict[str, Any] = {"batch_size": recipe.batch, "accumulate": recipe.accumulate, "cost": 1.0}
     joint = Stage(
         "joint",
         {"branch": 1.0},

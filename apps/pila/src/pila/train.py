@@ -29,6 +29,13 @@ from trainers.engine import Engine, launched
 
 __all__ = ["Trainer", "fresh", "ready", "save_bundle", "shift_of", "stages", "train"]
 
+ADDED = {"observe": 0.33, "recover": 0.75, "couple": 1.5}
+"""What the adapter's step takes beside the frozen model's forward, in each kind of stage, as `pila time` measured on
+the embedded backbone of `EMBEDDED` weights. A forward grows with the weights and the adapter does not: in larger models
+it hardly counts. For the estimate of a run alone.
+"""
+EMBEDDED = 2.7e6
+
 Batch = Mapping[str, Any]
 
 
@@ -128,6 +135,7 @@ def stages(recipe: Recipe, adapter: PilaAdapter, backbone: WanBackbone, data: Ma
         return [Stage("plain", groups, trainer.plain, length=Length(steps=recipe.steps), optim=recipe.optim, **common)]
     steady = replace(recipe.optim, schedule="constant")
     fields = {"encoder": 1.0, "afe": 1.0}
+    small = EMBEDDED / sum(p.numel() for p in backbone.transformer.parameters())
     observing = [
         Stage(
             f"observe-{low:g}-{high:g}",
@@ -136,6 +144,7 @@ def stages(recipe: Recipe, adapter: PilaAdapter, backbone: WanBackbone, data: Ma
             length=Length(steps=recipe.observe.steps),
             optim=steady,
             handover="keep",
+            cost=1 + ADDED["observe"] * small,
             **common,
         )
         for low, high in recipe.observe.ranges
@@ -148,6 +157,7 @@ def stages(recipe: Recipe, adapter: PilaAdapter, backbone: WanBackbone, data: Ma
             length=Length(steps=recipe.recover.steps),
             optim=steady,
             handover="keep",
+            cost=1 + ADDED["recover"] * small,
             **common,
         )
         for phase in recipe.recover.phases
@@ -178,6 +188,7 @@ def stages(recipe: Recipe, adapter: PilaAdapter, backbone: WanBackbone, data: Ma
         },
         unfreeze={"encoder": c.encoder_frozen} if "encoder" in factors else {},
         handover="reset",
+        cost=1 + ADDED["couple"] * small,
         **common,
     )
     return [s for s in (*observing, *recovering, coupling) if s.length.steps]

@@ -205,19 +205,23 @@ class _Loop:
 
     def ahead(self, bar: show.Bar) -> str:
         """Write how long the whole run will take from here, where stages follow: this one by its bar, the others by
-        what a sample costs there beside one here (`Stage.cost`).
+        what a sample costs there beside one here (`Stage.cost`; nothing, where that is not known).
         """
         run, here = self.run, self.run.stage
-        left, each = bar.seconds_left(), bar.seconds_each()
-        if left is None or each is None or run.stage_index + 1 == len(run.stages):
+        left, each, following = bar.seconds_left(), bar.seconds_each(), run.stages[run.stage_index + 1 :]
+        if left is None or each is None or not following:
             return ""
         if here.length.minutes is not None:  # the bar counts seconds
             each = run.stage_seconds / run.step
-        for stage in run.stages[run.stage_index + 1 :]:
-            per_step = stage.batch_size * stage.accumulate * self.engine.world_size
-            steps = stage.length.in_steps(samples=len(stage.data), per_step=per_step)
-            weight = stage.cost * stage.batch_size * stage.accumulate / (here.cost * here.batch_size * here.accumulate)
-            left += 60 * (stage.length.minutes or 0) if steps is None else steps * each * weight
+        for stage in following:
+            per_step = stage.batch_size * stage.accumulate
+            steps = stage.length.in_steps(samples=len(stage.data), per_step=per_step * self.engine.world_size)
+            if steps is None:
+                left += 60 * (stage.length.minutes or 0)
+            elif stage.cost is None or here.cost is None:
+                return ""
+            else:
+                left += steps * each * stage.cost * per_step / (here.cost * here.batch_size * here.accumulate)
         return f"({show.duration(left)} for all) "
 
     def advance(self, elapsed: float, made: Made, progress: Progress) -> None:

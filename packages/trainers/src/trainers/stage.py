@@ -166,7 +166,7 @@ class Stage:
     `unfreeze={group: step}`: the group gets no update before that step. `handover`: "keep" carries over the optimizer's
     state of the groups that the stage before also trained, "reset" starts it afresh. `recompute` are patterns over
     `group/module`: modules that are computed again in the backward instead of keeping their activations. `cost` is what
-    a sample takes beside a sample of the other stages; the estimate of a whole run goes by it, and nothing else.
+    a sample takes beside a sample of the other stages (none: not known); an estimate of the whole run goes by it.
     """
 
     name: str
@@ -182,7 +182,7 @@ class Stage:
     ema: EMA | None = None
     handover: Literal["keep", "reset"] = "reset"
     recompute: Sequence[str] = ()
-    cost: float | int = 1.0
+    cost: float | int | None = None
 
     def __post_init__(self) -> None:
         if not self.groups:
@@ -191,7 +191,7 @@ class Stage:
             raise ValueError(
                 f"stage {self.name!r}: expected batch_size, accumulate >= 1, got {self.batch_size}, {self.accumulate}"
             )
-        if not self.cost > 0:
+        if self.cost is not None and not self.cost > 0:
             raise ValueError(f"stage {self.name!r}: expected cost > 0, got {self.cost}")
         if self.handover not in ("keep", "reset"):
             raise ValueError(f"stage {self.name!r}: expected handover 'keep' or 'reset', got {self.handover!r}")
