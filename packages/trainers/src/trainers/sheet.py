@@ -176,8 +176,11 @@ def _engine(plan: Plan) -> str:
 def _basis(plan: Plan) -> str:
     said: dict[str, list[str]] = {}
     for row in plan.rows:
+        alike = len(set(row.basis.values())) == 1
         for kind, text in row.basis.items():
-            said.setdefault(text, []).append(f"{row.gpu} {kind}")
+            where = row.gpu if alike else f"{row.gpu} {kind}"
+            if where not in said.setdefault(text, []):
+                said[text].append(where)
     if len(said) == 1:
         return next(iter(said))
     return "; ".join(f"{', '.join(where)}: {text}" for text, where in said.items())
