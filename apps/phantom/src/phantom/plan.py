@@ -8,6 +8,8 @@ import math
 from functools import partial
 from typing import Any
 
+import torch
+
 from backbones.parked import idle
 from backbones.sizes import parts_of, stand_in
 from phantom.config import Recipe
