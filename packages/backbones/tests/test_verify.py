@@ -2,12 +2,13 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from backbones import bundle, verify
+from backbones import bundle, load_for, verify
 from backbones.verify import Probe, Verification
 
 
@@ -169,3 +170,18 @@ def test_a_record_that_lacks_something_is_refused(recorded, backbone, content):
     (recorded / "verify.json").write_text(content)
     with pytest.raises(ValueError, match=r"format|lacks"):
         verify.verify(recorded, backbone)
+
+
+def test_an_adapter_that_changes_nothing_is_told_from_one_that_does(backbone):
+    probe = Probe.of(SimpleNamespace(frames=5, height=32, width=32), steps=1)
+    assert (probe.frames, probe.height, probe.width, probe.steps) == (5, 32, 32, 1)
+    assert verify.unchanged(backbone, Push(0.0), probe)
+    assert not verify.unchanged(backbone, Push(0.1), probe)
+
+
+def test_a_recipe_s_backbone_has_its_precision_and_none_is_taken_for_another():
+    world = load_for(SimpleNamespace(backbone="world", device="cpu", dtype="bfloat16"))
+    assert world.transformer.dtype == torch.bfloat16
+    assert world.pipe.vae.dtype == torch.float32
+    with pytest.raises(ValueError, match="expected 'world', a folder"):
+        load_for(SimpleNamespace(backbone="no/such/place", device="cpu", dtype="float32"))
