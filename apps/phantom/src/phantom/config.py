@@ -83,8 +83,8 @@ class Data(Config):
     height: PositiveInt = 32
     width: PositiveInt = 32
     fps: PositiveFloat = 16.0
-    # share of one's own films that training leaves to `evaluate`, one at least (of the world none): our choice
-    held_out: float = Field(default=0.05, ge=0, lt=1)
+    # share of one's own films that training leaves to `evaluate`, one at least where it is above 0: our choice
+    held_out: float = Field(default=0.0, ge=0, lt=1)
     encode_batch: PositiveInt = 32
 
 

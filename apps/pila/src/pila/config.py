@@ -160,8 +160,8 @@ class Data(Config):
     height: PositiveInt = 32
     width: PositiveInt = 32
     fps: PositiveFloat = 16.0  # of the training clips; sources are brought to it by whole frame ratios where possible
-    # share of one's own films that training leaves to `evaluate`, one at least (of the world none): our choice
-    held_out: float = Field(default=0.05, ge=0, lt=1)
+    # share of one's own films that training leaves to `evaluate`, one at least where it is above 0: our choice
+    held_out: float = Field(default=0.0, ge=0, lt=1)
     flow: Literal["dis", "raft"] = "dis"  # optical flow of the pixels; raft needs its weights
     flow_weights: str | None = None  # file of torchvision's RAFT weights
     encode_batch: PositiveInt = 16  # clips that go through the autoencoder at once

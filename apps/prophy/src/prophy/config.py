@@ -127,8 +127,8 @@ class Data(Config):
     height: PositiveInt = 32
     width: PositiveInt = 32
     fps: PositiveFloat = 16.0  # of the training clips
-    # share of one's own films that training leaves to `evaluate`, one at least (of the world none): our choice
-    held_out: float = Field(default=0.05, ge=0, lt=1)
+    # share of one's own films that training leaves to `evaluate`, one at least where it is above 0: our choice
+    held_out: float = Field(default=0.0, ge=0, lt=1)
     vocabulary: Literal["mechanisms", "laws", "wisa"] = "mechanisms"  # 8, WISA's 17 laws or its 29 categories
     labels: Literal["given", "shuffled"] = "given"  # shuffled: among the clips, the control of the routers' tests
     encode_batch: PositiveInt = 16  # clips that go through the autoencoder at once
