@@ -29,6 +29,7 @@ BUILD = ROOT / "build" / "release"
 TESTED_WITH = {
     "beartype", "findiff", "jsonschema", "peft", "pyarrow", "pytest", "pytest-xdist", "scipy", "sympy", "tensorboard"
 }  # fmt: skip
+HEADER = "| date | dependencies | Python | wheel | outcome | versions |\n|---|---|---|---|---|---|\n"
 OLD = "ignore::DeprecationWarning"  # of old libraries beside new ones: theirs to tell each other
 
 
@@ -196,6 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
         if asked.report is not None:
             facts = [asked.resolution, asked.python, name, "; ".join(done), wheels.versions(group)]
             with asked.report.open("a", encoding="utf-8") as file:
+                file.write("" if file.tell() else HEADER)
                 file.write(f"| {datetime.datetime.now(datetime.UTC).date()} | {' | '.join(facts)} |\n")
     if not asked.keep:
         shutil.rmtree(wheels.environment, ignore_errors=True)
