@@ -49,6 +49,7 @@ html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_copyright = False
+linkcheck_ignore = [r"http://localhost"]
 linkcheck_timeout = 30
 linkcheck_retries = 2
 

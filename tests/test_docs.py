@@ -133,8 +133,8 @@ def test_every_app_with_recipes_is_on_the_recipes_page():
 @pytest.mark.parametrize("model", RECIPES)
 def test_every_field_of_a_recipe_is_on_the_recipes_page(site, model):
     page = site.page(model)
-    missing = [name for name in leaves(find(model)()) if f"| `{name}`<br>" not in page and f"`{name}.`" not in page]
-    assert [name for name in missing if not re.search(rf"\| `{re.escape(name)}\.\w+`<br>", page)] == []
+    missing = [name for name in leaves(find(model)()) if not re.search(rf"\| `{re.escape(name)}(\.\w+)?`<br>", page)]
+    assert missing == []  # an optional part that is left out, such as optim.muon, is there by its own fields
 
 
 @pytest.mark.parametrize("model", RECIPES)
