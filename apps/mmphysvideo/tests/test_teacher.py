@@ -1,5 +1,7 @@
 """The teacher: the base at its start, two streams that read each other, sampled beside a stock pipeline."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from backbones import Text, attach, blocks_of, paths
 from backbones.tiny_families import family
 from mmphysvideo.config import load_recipe
 from mmphysvideo.links import Links, Tasks
+from mmphysvideo.streams import Stream
 from mmphysvideo.teacher import Teacher
 from mmphysvideo.weights import trainable
 
@@ -197,3 +200,12 @@ def test_models_with_two_transformers_or_a_condition_are_refused():
     recipe = load_recipe(None, ["teacher.weights.targets=[none]"])
     with pytest.raises(ValueError, match="that a block has"):
         trainable(backbones.wrap(family("wan21_t2v")), recipe.teacher.weights)
+
+
+def test_a_stream_of_a_family_whose_calls_are_not_known_is_refused(backbone, monkeypatch):
+    stack = blocks_of(backbone.transformer)
+    stack.spec = replace(stack.spec, latent_layout="bnc")  # as a family of another package may have
+    monkeypatch.setattr("mmphysvideo.streams.blocks_of", lambda model: stack)
+    stream, text = Stream(backbone, backbone.transformer), backbone.embed(["a ball"])
+    with pytest.raises(ValueError, match="expected a Wan or a CogVideoX, got WanTransformer3DModel"):
+        stream.begin(torch.zeros(1, *backbone.spec.latent.shape(17, 32, 32)), torch.tensor([0.5]), text.features)

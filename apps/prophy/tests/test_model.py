@@ -1,5 +1,7 @@
 """Laws of the model: identity at the start, who gets gradients, the chain, the experts, inversion."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -183,3 +185,10 @@ def test_padding_does_not_reach_the_semantic_router(families, make_recipe):
     noisy = type(text)(torch.where(text.mask[..., None], text.features, 9.0), text.mask)
     with torch.no_grad():
         assert torch.equal(adapter.semantic(text).routing.weights, adapter.semantic(noisy).routing.weights)
+
+
+def test_semantic_experts_want_a_patch_embedding_that_they_know(backbone):
+    stack = blocks_of(backbone.transformer)
+    stack.spec = replace(stack.spec, latent_layout="bnc")  # as a family of another package may have
+    with pytest.raises(ValueError, match="expected a Wan or a CogVideoX for semantic experts"):
+        embedded(stack, torch.zeros(1, backbone.spec.latent.channels, 5, 8, 8))

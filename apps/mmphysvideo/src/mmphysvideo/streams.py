@@ -40,7 +40,12 @@ class Stream:
         *,
         timestep: Tensor | None = None,
     ) -> Tokens:
-        """Embed a noisy latent; `timestep` is the call's own where a pipeline asks, else that of sigma."""
+        """Embed a noisy latent; `timestep` is the call's own where a pipeline asks, else that of sigma.
+
+        ValueError for a family other than Wan and CogVideoX, which is asked with other arguments.
+        """
+        if self.stack.spec.latent_layout == "bnc":
+            raise ValueError(f"expected a Wan or a CogVideoX, got {type(self.model).__name__}: its calls are not known")
         dtype = self.model.dtype
         x, text = x_s.to(dtype), text.to(dtype)
         if self.backbone.spec.prediction == "flow":

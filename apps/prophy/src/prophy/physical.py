@@ -99,9 +99,15 @@ def in_dtype_of(h: Tensor, module: nn.Module) -> AbstractContextManager[Any]:
 def embedded(stack: BlockStack, delta: Float[Tensor, "b c t y x"]) -> Float[Tensor, "b n d"]:
     """The linear part of the backbone's patch embedding: embed(X + D) = embed(X) + embedded(D).
 
-    Channels that an image model reads beside the latent get none of it.
+    Channels that an image model reads beside the latent get none of it. ValueError for a family other than Wan and
+    CogVideoX: where its patch embedding is linear is not known here.
     """
     transformer, spec = stack.transformer, stack.spec
+    if spec.latent_layout == "bnc":
+        raise ValueError(
+            f"expected a Wan or a CogVideoX for semantic experts, got {type(transformer).__name__}: train without them"
+            " (semantic.on=false)"
+        )
     if spec.latent_layout == "bcthw":
         conv = transformer.patch_embedding
         delta = F.pad(delta, (0, 0) * 3 + (0, conv.in_channels - delta.shape[1]))
