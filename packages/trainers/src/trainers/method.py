@@ -236,7 +236,7 @@ def own_clips(
         )
     result = compare(losses, found.held, found.held_clips, device=recipes[0].device, quiet=asked.quiet)
     count = len(result.clips)
-    title = f"{count} clip{'s' * (count > 1)} of {d.source} kept back from training, same noise"
+    title = f"{count} clip{'s' * (count > 1)} of {d.source!r} kept back from training, same noise"
     legend = f"held-out loss: the training loss without extras, mean over nine noise levels, lower is better{note};"
     show_table(result.rows(paired), title, f"{legend} an interval takes 8 clips, and fewer say little")
     if asked.out is not None:
