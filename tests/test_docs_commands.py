@@ -131,7 +131,11 @@ def stand_ins(tmp_path_factory):
     """A folder of commands that write down their words."""
     folder = tmp_path_factory.mktemp("bin")
     script = """#!/bin/bash
-[[ ${0##*/} = python && ${1-} = -c ]] && exec "$PYTHON" "$@"
+if [[ ${0##*/} = python && ${1-} = -c ]]; then  # what a script asks python is answered, once
+    known=$0.$(md5sum <<<"$2" | cut -c1-32)
+    [[ -s $known ]] || "$PYTHON" "$@" >"$known"
+    exec cat "$known"
+fi
 printf '%s\\0' "${0##*/}" "$@" >>"$RECORD"; printf '\\1\\0' >>"$RECORD"
 """
     for name in {*APPS, *LAUNCHERS, *TOOLS}:
