@@ -15,7 +15,7 @@ import physworld
 from backbones import WanBackbone, verify
 from physexperts import MECHANISMS, Labels
 from pila.config import Recipe
-from pila.data import decoded, labels_of
+from pila.data import labels_of
 from pila.train import fresh
 from trainers import check, read_records, video
 from trainers.check import Finding
@@ -67,8 +67,11 @@ def _files(recipe: Recipe, backbone: WanBackbone) -> list[Finding]:
     given = zip(asked, labels, strict=True)
     found.append(check.by_clip([(r.id, one.mechanisms, one.source or "annotation") for r, one in given]))
     spec, paths = video.ClipSpec(frames=d.frames, fps=d.fps, height=d.height, width=d.width), [r.path for r in few]
-    cuts = check.cut(paths, spec, decoded)
+    cuts = check.cut(paths, spec)
     found += [*check.lengths(cuts), *check.rates(paths, spec)]
+    if uneven := sum(c.jitter > video.JITTER_LIMIT for c in cuts):
+        why = "the residuals of a batch share one grid in time"
+        found.append(Finding("uneven clips", f"the cache leaves them out, {uneven} of those looked at: {why}", "warn"))
     frames = [c.frames for c in cuts if c.frames is not None]
     return found + (_round_trip(np.stack(frames), backbone, recipe) if frames else [])
 

@@ -37,7 +37,7 @@ from trainers.data import Record, Skipped, read_records
 from trainers.engine import Engine
 from trainers.heldout import kept_back, parted
 
-__all__ = ["Clip", "Clips", "Prepared", "decoded", "labels_of", "prepare"]
+__all__ = ["Clip", "Clips", "Prepared", "labels_of", "prepare"]
 
 T = TypeVar("T")
 
@@ -322,7 +322,7 @@ def _folder(recipe: Recipe, store: _Store) -> tuple[Iterator[tuple[int, Clip]], 
         store.notes += [Skipped(record.id, f"category {name!r} is unknown and was dropped") for name in labels.unknown]
         content = everyone[position]
         twin = first[content] != position
-        cut = partial(decoded, record.path, spec)
+        cut = partial(_decoded, record.path, spec)
         film = records[first[content]].source
         clips.append((position, Clip(record.id, content, record.caption, labels, cut, twin, film)))
     return iter(clips), len(clips)
@@ -333,7 +333,7 @@ def _sha(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def decoded(path: Path, spec: video.ClipSpec) -> video.Decoded:
+def _decoded(path: Path, spec: video.ClipSpec) -> video.Decoded:
     """Cut a clip with the true times of its frames. ValueError for one that is too short, and for one whose frames
     would lie unevenly: the residuals of a batch share one grid in time.
     """

@@ -177,16 +177,14 @@ def identity(same: bool, what: str, parameters: int) -> Finding:
     return Finding("identity", f"{said} changes the backbone's output: please report this", "error")
 
 
-def cut(
-    paths: Iterable[Path], spec: video.ClipSpec, load: Callable[[Path, video.ClipSpec], video.Decoded] = video.load
-) -> list[Cut]:
-    """Cut a clip from each file as training would (`load`), and look at its times."""
+def cut(paths: Iterable[str | Path], spec: video.ClipSpec) -> list[Cut]:
+    """Cut a clip from each file as training would, and look at its times."""
     found = []
     for path in paths:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", TrainingWarning)
-                decoded = load(path, spec)
+                decoded = video.load(path, spec)
             found.append(Cut(str(path), decoded.frames, video.jitter(decoded.times_s)))
         except ValueError as error:
             found.append(Cut(str(path), why=str(error)))
