@@ -77,8 +77,8 @@ def clip_items(records: Iterable[Record], spec: video.ClipSpec) -> list[Item]:
                 "caption": record.caption,
                 "labels": list(record.labels),
                 "annotation": record.annotation,
-                "film": record.source,
-            },
+            }
+            | ({"film": record.source} if record.source else {}),
         )
         for record in records
     ]
