@@ -29,7 +29,7 @@ from backbones import attach, bundle, configs, tiny_families
 from backbones.loading import save
 from backbones.parked import idle
 from backbones.sizes import bytes_of, stand_in, weightless
-from trainers import InMemory, Optim, fleet, gpus, weights
+from trainers import InMemory, Optim, fleet, gpus, plan, weights
 from trainers.dryrun import DryRun, Work
 
 ROOT = Path(__file__).parents[1]
@@ -213,6 +213,14 @@ def test_every_known_run_is_planned_as_the_table_says(number):
     known = known_runs()
     planned = known.runs()[number].planned()
     assert planned == pytest.approx(table_of_known_runs(known)[number]["planned"], rel=0.006)
+
+
+@pytest.mark.slow
+def test_what_was_reported_not_to_fit_is_planned_not_to_fit():
+    known, a100 = known_runs(), [gpus.named("A100-80GB")]
+    kept, whole = known.lora("cogvideox-5b", rank=16, checkpointing=False), known.lora("cogvideox-5b", kind="full")
+    assert not plan.make(kept.job, a100).rows[0].fits
+    assert not plan.make(whole.job, a100).rows[0].fits
 
 
 LAUNCH = sorted(path for home in HOMES for path in (home / "launch").glob("*.yaml"))
