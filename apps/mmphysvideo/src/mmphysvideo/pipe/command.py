@@ -55,5 +55,5 @@ def pipe(
     shown.print(table)
     totals = manifest["totals"]
     shown.print(", ".join(f"{totals[k]} {k}" for k in ("kept", "dropped", "failed", "pending")))
-    kept = line("mmphysvideo", "cache", set=[f"data.source={out / 'records.jsonl'}"])
+    kept = line("mmphysvideo", "cache", set=[f"data.source={out / 'records.jsonl'}", f"data.fps={chosen.cut.fps:g}"])
     hint(f"look at {out / 'sheet.png'}; {kept} takes what was kept")
