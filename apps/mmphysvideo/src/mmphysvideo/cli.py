@@ -45,13 +45,14 @@ Taught = Annotated[Path | None, typer.Option("--teacher", help="bundle of the te
 
 def method() -> "Method[Recipe, Any, Teacher | Student]":
     """What is MMPhysVideo's own in the verbs that all methods have."""
+    from backbones import load_for
     from mmphysvideo import checks, config, generate, plan, timing
 
     return Method(
         "mmphysvideo",
         load_recipe=config.load_recipe,
         recipe_of=generate.recipe_of,
-        load_backbone=_backbone,
+        load_backbone=load_for,
         load_adapter=generate.load_trained,
         look=checks.look,
         describe=lambda recipe, *, stage, clips: plan.describe(recipe, _stage(stage), clips=clips),
@@ -246,7 +247,7 @@ def export(
         trained = read(source)
         parts, recipe = trained.tensors, recipe_of(source, set_ or [])
     stage = "student" if set(parts) <= {"weights", "projector"} else "teacher"
-    backbone = _backbone(recipe)
+    backbone = method().load_backbone(recipe)
     if form == "bundle":
         if stage == "student":
             model = learner(override(recipe, ["student.align.source=none"]), backbone, stage)
@@ -260,8 +261,10 @@ def export(
         if stage == "teacher":
             raise ValueError("expected a student for stock diffusers, got a teacher: its two streams need this project")
         written = write(recipe, backbone, parts["weights"], out, form)  # pyright: ignore[reportArgumentType]
-        loads = "pipe.load_lora_weights(DIR)" if form == "lora" else "from_pretrained(DIR, subfolder='transformer')"
-        next_step = f"stock diffusers loads it: {loads}"
+        where = repr(str(out))
+        loads = f"from_pretrained({where}, subfolder='transformer')"
+        loads = f"pipe.load_lora_weights({where})" if form == "lora" else loads
+        next_step = f"stock diffusers loads it: {loads} (docs/mmphysvideo.md)"
     print(json.dumps({"form": form, "written": str(written)}))
     hint(next_step)
 
@@ -283,15 +286,6 @@ def _prepared(recipe: "Recipe", backbone: Any, root: Path, *, stage: str, **how:
     encoder = encoder_of(align, recipe.device) if _stage(stage) == "student" else None
     perceived = stage == "teacher" or align.source == "teacher"
     return prepare(recipe, backbone, root, perceived=perceived, encoder=encoder, **how)
-
-
-def _backbone(recipe: "Recipe") -> Any:
-    from transformers.utils import logging
-
-    from backbones import load_for
-
-    logging.disable_progress_bar()  # "Loading weights" for files of a megabyte
-    return load_for(recipe)
 
 
 if __name__ == "__main__":

@@ -49,11 +49,14 @@ class VideoMAEEncoder:
         """Load a transformers folder or hub id, safetensors only; ValueError when it is no VideoMAE."""
         from transformers import AutoConfig, VideoMAEModel
 
+        from backbones.quiet import no_weight_bars
+
         try:
             config = AutoConfig.from_pretrained(source)
             if config.model_type != "videomae":
                 raise ValueError(f"it is a {config.model_type!r}, not a 'videomae'")
-            model: Any = VideoMAEModel.from_pretrained(source, config=config, use_safetensors=True)
+            with no_weight_bars():
+                model: Any = VideoMAEModel.from_pretrained(source, config=config, use_safetensors=True)
         except (OSError, ValueError) as error:
             why = str(error).splitlines()[0]
             raise ValueError(

@@ -7,7 +7,6 @@ for both sides and names them.
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,7 @@ from mmphysvideo.config import Recipe
 from mmphysvideo.student import Student
 from mmphysvideo.teacher import Teacher
 from mmphysvideo.train import kind_of
-from trainers import override, pictures, show, video
-from trainers.atomic import write_text
+from trainers import override, pictures, video
 
 __all__ = [
     "generate",
@@ -40,8 +38,6 @@ __all__ = [
     "worn",
 ]
 
-VISIBLE = 256
-"""Smallest side of a written video in pixels (our choice)."""
 VERSIONS = ("mmphysvideo", "physbackbones", "phystrainers", "torch", "diffusers", "transformers")
 
 
@@ -160,36 +156,19 @@ def generate(
     of its video.
     """
     out, recipe = video.named(out), trained.recipe
-    base = None
-    if compare:
-        with show.bar("sample base (steps)", quiet=quiet) as bar:
-            base = sample(backbone, None, [prompt], [seed], recipe, image=image, progress=bar)
-    with show.bar(f"sample {name_of(trained)} (steps)", quiet=quiet) as bar:
-        films = [video.to_bytes(sample(backbone, trained, [prompt], [seed], recipe, image=image, progress=bar)[0])]
-    shown = [name_of(trained)]
-    if base is not None:
-        films, shown = [video.to_bytes(base[0]), *films], ["base", *shown]
+
+    def make(own: bool, progress: Any) -> Tensor:
+        return sample(backbone, trained if own else None, [prompt], [seed], recipe, image=image, progress=progress)
+
+    films = pictures.sampled(name_of(trained), make, compare=compare, quiet=quiet)
     if isinstance(trained, Teacher):
         with torch.no_grad():
-            films.append(video.to_bytes(backbone.decode(trained.perception()))[0])
-        shown.append(recipe.data.modality)
-    scale = max(1, -(-VISIBLE // films[0].shape[1]))
-    frames = films[0]
-    if len(films) > 1:
-        frames, scale = pictures.beside(films, shown, scale=scale), 1
-    written = [video.write(out, frames, backbone.spec.time.fps, scale=scale)]
-    about = {
-        "prompt": prompt,
-        "seed": seed,
-        "shows": shown,  # from left to right
-        "image": image is not None,
-        "backbone": {"id": backbone.id, "digest": backbone.digest},
-        "bundle": trained.origin,
-        "config": recipe.model_dump(mode="json"),
-        "versions": {name: version(name) for name in VERSIONS},
-    }
-    written.append(write_text(out.with_suffix(".json"), json.dumps(about, indent=1) + "\n"))
-    return written
+            films[recipe.data.modality] = video.to_bytes(backbone.decode(trained.perception()))[0]
+    about: dict[str, Any] = {"prompt": prompt, "seed": seed, "shows": list(films), "packages": VERSIONS}
+    return [
+        pictures.write(out, films, backbone.spec.time.fps),
+        pictures.tell(out, backbone=backbone, trained=trained, image=image is not None, **about),
+    ]
 
 
 def picture(path: Path, recipe: Recipe) -> Float[Tensor, "1 3 h w"]:

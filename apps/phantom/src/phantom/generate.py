@@ -4,10 +4,8 @@ Beside each mp4 lies a json with all that made it: prompt, seed, which physics l
 bundle, recipe, versions. A comparison uses one noise for both sides and names them.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from phantom.bundles import PHANTOM
 from phantom.config import Recipe, kind_of
 from phantom.force import Point, Wind, tensor
 from phantom.sample import cut, sample
-from trainers import ClipSpec, Skipped, override, pictures, show, video, write_bytes, write_text
+from trainers import ClipSpec, Skipped, override, pictures, video, write_bytes
 
 __all__ = ["generate", "load_adapter", "observe", "read", "recipe_of"]
 
@@ -102,18 +100,15 @@ def generate(
         d = recipe.data
         physics["force"] = tensor(force, d.frames, d.height, d.width)[None]
         adapter.check_force(force)
-    base, how = None, {"observed": observed}
-    if compare:
-        with show.bar("sample base (steps)", quiet=quiet) as bar:
-            base = sample(backbone, None, [prompt], [seed], recipe, **how, progress=bar)
-    with show.bar(f"sample {kind_of(recipe)} (steps)", quiet=quiet) as bar:
-        made = sample(backbone, adapter, [prompt], [seed], recipe, **how, physics=physics, progress=bar)
-    film = video.to_bytes(made[0])
-    shown, frames, scale = [kind_of(recipe)], film, video.enlarged(film.shape[1])
-    if base is not None:
-        shown = ["base", *shown]
-        frames, scale = pictures.beside([video.to_bytes(base[0]), film], shown, scale=scale), 1
-    written.append(video.write(out, frames, backbone.spec.time.fps, scale=scale))
+
+    def make(trained: bool, progress: Any) -> Tensor:
+        who, given = (adapter, physics) if trained else (None, None)
+        how: dict[str, Any] = {"observed": observed, "physics": given, "progress": progress}
+        return sample(backbone, who, [prompt], [seed], recipe, **how)
+
+    films = pictures.sampled(kind_of(recipe), make, compare=compare, quiet=quiet)
+    film = films[kind_of(recipe)]
+    written.append(pictures.write(out, films, backbone.spec.time.fps))
     if force is not None:
         written.append(pushed(force, film, out.with_name(f"{out.stem}-force.png")))
     z = adapter.physics_latent().cpu()
@@ -121,18 +116,15 @@ def generate(
         path = out.with_name(f"{out.stem}-physics.safetensors")
         written.append(write_bytes(path, tensors({"z": z.contiguous()})))
         written.append(draw_physics(z[0], film, adapter, out.with_name(f"{out.stem}-physics.png"), prompt))
-    about = {
+    about: dict[str, Any] = {
         "prompt": prompt,
         "seed": seed,
-        "shows": shown,  # from left to right
+        "shows": list(films),
+        "packages": VERSIONS,
         "physics": {"kind": recipe.physics.kind, "encoder": recipe.physics.encoder, "grid": list(z.shape[2:])},
         "observed_frames": 0 if observed is None else observed.shape[2],
         "force": None if force is None else {"kind": type(force).__name__.lower(), **asdict(force)},
         "follows": None if follow is None else str(follow),
-        "backbone": {"id": backbone.id, "digest": backbone.digest},
-        "bundle": adapter.origin,
-        "config": recipe.model_dump(mode="json"),
-        "versions": {name: version(name) for name in VERSIONS},
     }
-    written.append(write_text(out.with_suffix(".json"), json.dumps(about, indent=1) + "\n"))
+    written.append(pictures.tell(out, backbone=backbone, trained=adapter, **about))
     return written

@@ -5,10 +5,8 @@ recipe, versions. A comparison uses one noise for both sides and names them. A t
 that a player shows it.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from physexperts import MECHANISMS
 from pila.adapter import Anatomy, PilaAdapter
 from pila.bundles import PILA
 from pila.config import Recipe
-from trainers import override, show, video, write_text
+from trainers import override, pictures, video
 
 __all__ = ["Journal", "generate", "load_adapter", "read", "recipe_of", "sample"]
 
@@ -111,39 +109,28 @@ def generate(
     ValueError for an `out` that is a folder or names another format.
     """
     out, recipe, journal = video.named(out), adapter.recipe, Journal()
-    base = None
-    if compare:
-        with show.bar("sample base (steps)", quiet=quiet) as bar:
-            base = sample(backbone, None, [prompt], [seed], recipe, progress=bar)
-    with show.bar(f"sample {recipe.adapter} (steps)", quiet=quiet) as bar:
-        film = video.to_bytes(sample(backbone, adapter, [prompt], [seed], recipe, watch=journal, progress=bar)[0])
-    frames, shown, scale = film, [recipe.adapter], video.enlarged(film.shape[1])
-    if base is not None:
-        from trainers import pictures
 
-        shown = ["base", *shown]
-        frames, scale = pictures.beside([video.to_bytes(base[0]), film], shown, scale=scale), 1
-    written = [video.write(out, frames, backbone.spec.time.fps, scale=scale)]
-    about = {
-        "prompt": prompt,
-        "seed": seed,
-        "shows": shown,  # from left to right
+    def make(trained: bool, progress: Any) -> Tensor:
+        who, watch = (adapter, journal) if trained else (None, None)
+        return sample(backbone, who, [prompt], [seed], recipe, watch=watch, progress=progress)
+
+    films = pictures.sampled(recipe.adapter, make, compare=compare, quiet=quiet)
+    written = [pictures.write(out, films, backbone.spec.time.fps)]
+    own = {
         "labels": _names(adapter),
         "routing": [
             {"sigma": sigma, "weights": dict(zip(MECHANISMS, weights[0], strict=True))}
             for sigma, weights in journal.routing
         ],
-        "backbone": {"id": backbone.id, "digest": backbone.digest},
-        "bundle": adapter.origin,
-        "config": recipe.model_dump(mode="json"),
-        "versions": {name: version(name) for name in VERSIONS},
     }
-    written.append(write_text(out.with_suffix(".json"), json.dumps(about, indent=1) + "\n"))
+    about: dict[str, Any] = {"prompt": prompt, "seed": seed, "shows": list(films), "packages": VERSIONS, **own}
+    written.append(pictures.tell(out, backbone=backbone, trained=adapter, **about))
     if fields and journal.last is not None:
-        from pila import pictures
+        from pila.pictures import draw
 
         level = f"noise level {journal.routing[-1][0]:.3f} (the last that was corrected)"
-        written += pictures.draw(journal.last, adapter, film, out, about=f"“{prompt}”, seed {seed}, {level}")
+        said = f"“{prompt}”, seed {seed}, {level}"
+        written += draw(journal.last, adapter, films[recipe.adapter], out, about=said)
     return written
 
 

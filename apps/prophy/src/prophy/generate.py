@@ -5,10 +5,8 @@ the refinement experts at every noise level, bundle, recipe, versions. A compari
 names them. A tiny video is enlarged by pixel copies so that a player shows it.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from prophy.adapter import Seen
 from prophy.bundles import PROPHY
 from prophy.config import Recipe
 from prophy.train import adapter_of, kind_of
-from trainers import override, show, video, write_text
+from trainers import override, pictures, video
 
 __all__ = ["Journal", "generate", "load_adapter", "read", "recipe_of", "sample"]
 
@@ -133,37 +131,23 @@ def generate(
     if maps and getattr(adapter, "refine", None) is None:
         raise ValueError(f"expected an adapter with refinement experts for --maps, got {kind_of(recipe)}")
     journal = Journal()
-    base = None
-    if compare:
-        with show.bar("sample base (steps)", quiet=quiet) as bar:
-            base = sample(backbone, None, [prompt], [seed], recipe, progress=bar)
-    with show.bar(f"sample {kind_of(recipe)} (steps)", quiet=quiet) as bar:
-        film = video.to_bytes(sample(backbone, adapter, [prompt], [seed], recipe, watch=journal, progress=bar)[0])
-    shown, frames, scale = [kind_of(recipe)], film, video.enlarged(film.shape[1])
-    if base is not None:
-        from trainers.pictures import beside
 
-        shown = ["base", *shown]
-        frames, scale = beside([video.to_bytes(base[0]), film], shown, scale=scale), 1
-    written = [video.write(out, frames, backbone.spec.time.fps, scale=scale)]
-    about = {
-        "prompt": prompt,
-        "seed": seed,
-        "shows": shown,  # from left to right
-        "semantic_routing": journal.semantic,
-        "refinement": journal.levels,
-        "backbone": {"id": backbone.id, "digest": backbone.digest},
-        "bundle": adapter.origin,
-        "config": recipe.model_dump(mode="json"),
-        "versions": {name: version(name) for name in VERSIONS},
-    }
-    written.append(write_text(out.with_suffix(".json"), json.dumps(about, indent=1) + "\n"))
+    def make(trained: bool, progress: Any) -> Tensor:
+        who, watch = (adapter, journal) if trained else (None, None)
+        return sample(backbone, who, [prompt], [seed], recipe, watch=watch, progress=progress)
+
+    films = pictures.sampled(kind_of(recipe), make, compare=compare, quiet=quiet)
+    film = films[kind_of(recipe)]
+    written = [pictures.write(out, films, backbone.spec.time.fps)]
+    about: dict[str, Any] = {"prompt": prompt, "seed": seed, "shows": list(films), "packages": VERSIONS}
+    about |= {"semantic_routing": journal.semantic, "refinement": journal.levels}
+    written.append(pictures.tell(out, backbone=backbone, trained=adapter, **about))
     if maps and journal.last is not None:
-        from prophy import pictures
+        from prophy.pictures import experts, found
 
         about_it = f"“{prompt}”, seed {seed}, noise level {journal.levels[-1]['sigma']:.3f}"
         drawn = out.with_name(f"{out.stem}-maps.png")
-        written.append(pictures.found(journal.last, film, drawn, recipe, prompt=prompt, about=about_it))
+        written.append(found(journal.last, film, drawn, recipe, prompt=prompt, about=about_it))
         drawn = out.with_name(f"{out.stem}-experts.png")
-        written.append(pictures.experts(journal.last, film, drawn, about=about_it))
+        written.append(experts(journal.last, film, drawn, about=about_it))
     return written

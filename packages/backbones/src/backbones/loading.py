@@ -22,12 +22,12 @@ import diffusers  # noqa: E402
 import torch  # noqa: E402
 from diffusers import DiffusionPipeline  # noqa: E402
 from diffusers.utils import logging as diffusers_logging  # noqa: E402
-from transformers.utils import logging as transformers_logging  # noqa: E402
 
 # diffusers loads a component class outside its own libraries only when its module is already imported
 from backbones import block_pca as _block_pca  # noqa: E402, F401
 from backbones import guards  # noqa: E402
 from backbones.cogvideox import CogVideoXBackbone  # noqa: E402
+from backbones.quiet import no_weight_bars  # noqa: E402
 from backbones.stock import StockBackbone, families  # noqa: E402
 from backbones.wan import WanBackbone, describe  # noqa: E402
 
@@ -124,12 +124,10 @@ def _quiet() -> Iterator[None]:
     verbosity, bars = diffusers_logging.get_verbosity(), diffusers_logging.is_progress_bar_enabled()
     diffusers_logging.disable_progress_bar()
     diffusers_logging.set_verbosity_error()
-    # the bars of transformers alone: its `disable_progress_bar` would hide downloads from the hub, too
-    hook = transformers_logging.set_tqdm_hook(lambda make, args, kwargs: make(*args, **(kwargs | {"disable": True})))
     try:
-        yield
+        with no_weight_bars():
+            yield
     finally:
-        transformers_logging.set_tqdm_hook(hook)
         diffusers_logging.set_verbosity(verbosity)
         if bars:
             diffusers_logging.enable_progress_bar()

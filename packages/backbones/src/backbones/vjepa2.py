@@ -32,6 +32,7 @@ from transformers import AutoConfig, VJEPA2Config, VJEPA2Model
 from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2RopeAttention
 
 from backbones import guards
+from backbones.quiet import no_weight_bars
 
 __all__ = ["SIZES", "Features", "VJEPA2Encoder", "latent_of", "prefix", "tubelets_of"]
 
@@ -129,9 +130,10 @@ class VJEPA2Encoder:
             config = AutoConfig.from_pretrained(source)
             if config.model_type != "vjepa2":
                 raise ValueError(f"it is a {config.model_type!r}, not a 'vjepa2'")
-            loaded: Any = VJEPA2Model.from_pretrained(
-                source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
-            )
+            with no_weight_bars():
+                loaded: Any = VJEPA2Model.from_pretrained(
+                    source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+                )
             model, info = loaded
         except (OSError, ValueError) as error:
             raise ValueError(

@@ -1,16 +1,20 @@
 """Pictures for people: videos side by side under their names, and fields over time under the frames they belong to."""
 
 import io
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
+from torch import Tensor
 
-from .atomic import write_bytes
+from . import show, video
+from .atomic import write_bytes, write_text
 
-__all__ = ["beside", "rows", "save"]
+__all__ = ["beside", "rows", "sampled", "save", "tell", "write"]
 
 HEADER = 28
 """Height of the strip of names in pixels."""
@@ -29,6 +33,58 @@ def beside(
         gap = np.full((len(panel), HEADER + panel.shape[1], GAP, 3), 255, np.uint8)
         columns += [gap, np.concatenate([header, panel], 1)]
     return np.concatenate(columns[1:], 2)
+
+
+def sampled(
+    name: str, make: Callable[[bool, show.Bar], Tensor], *, compare: bool, quiet: bool = False
+) -> dict[str, UInt8[np.ndarray, "t h w 3"]]:
+    """Sample one video, and to `compare` that of the base before it, each under a bar of its steps.
+
+    `make(trained, watch)` gives (1, 3, t, h, w) in [-1, 1], of what was trained or of the base.
+    """
+    films: dict[str, Any] = {}
+    for who, trained in (("base", False), (name, True)) if compare else ((name, True),):
+        with show.bar(f"sample {who} (steps)", quiet=quiet) as bar:
+            films[who] = video.to_bytes(make(trained, bar)[0])
+    return films
+
+
+def write(path: Path, films: Mapping[str, UInt8[np.ndarray, "t h w 3"]], fps: float | int) -> Path:
+    """Write a video; several stand side by side under their names. A tiny one is enlarged by pixel copies so that a
+    player shows it.
+    """
+    first, *others = films.values()
+    scale = video.enlarged(first.shape[1])
+    if not others:
+        return video.write(path, first, fps, scale=scale)
+    return video.write(path, beside(list(films.values()), list(films), scale=scale), fps)
+
+
+def tell(
+    path: Path,
+    *,
+    prompt: str,
+    seed: int,
+    shows: Sequence[str],
+    backbone: Any,
+    trained: Any,
+    packages: Sequence[str],
+    **own: Any,
+) -> Path:
+    """Write the json beside a video: all that made it. `shows` are the names from left to right; `trained` has an
+    `origin` (its bundle) and a `recipe`; of `packages` the versions are noted.
+    """
+    about = {
+        "prompt": prompt,
+        "seed": seed,
+        "shows": list(shows),
+        **own,
+        "backbone": {"id": backbone.id, "digest": backbone.digest},
+        "bundle": trained.origin,
+        "config": trained.recipe.model_dump(mode="json"),
+        "versions": {name: version(name) for name in packages},
+    }
+    return write_text(path.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
 
 
 def rows(
