@@ -386,10 +386,20 @@ def pipeline(name: str) -> Any:
     return type(pipe)(**parts, **own)
 
 
-class Columns(InMemory):
-    """Data with the basis that Phantom keeps beside it."""
+def clips_with_basis(case: Case, columns: Mapping[str, torch.Tensor], basis: Any) -> Any:
+    """Columns as the clips that Phantom trains on, which have the basis of z beside them."""
 
-    basis: Any = None
+    class Held(case.of("data").Clips):
+        def __init__(self) -> None:
+            self.basis, self.digest = basis, "noise"
+
+        def __len__(self) -> int:
+            return len(columns["latent"])
+
+        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+            return {name: column[index] for name, column in columns.items()}
+
+    return Held()
 
 
 def values_of(groups: Mapping[str, nn.Module]) -> dict[str, list[torch.Tensor]]:
@@ -408,18 +418,19 @@ def trained(case: Case, backbone: Any, out: Path) -> tuple[Any, dict[str, list[t
     sets += [f"data.height={size}", f"data.width={size}", *SMALL[case.app]]
     sets += [f"{case.stage}.optim.weight_decay=0" if case.stage else "optim.weight_decay=0"]
     recipe, train, timing = case.load(*sets), case.of("train"), case.of("timing")
-    data = Columns(timing.random_batch(recipe, backbone, 2))
+    columns = timing.random_batch(recipe, backbone, 2)
     if case.app == "phantom":
-        data.basis = case.of("latent").Basis(recipe.physics.channels, recipe.physics.channels)
-        start = values_of(train.fresh(recipe, backbone, data.basis, None).groups())
+        basis = case.of("latent").Basis(recipe.physics.channels, recipe.physics.channels)
+        data = clips_with_basis(case, columns, basis)
+        start = values_of(train.fresh(recipe, backbone, basis, None).groups())
         model, result = train.train(recipe, backbone, None, data, out=out, quiet=True)
     elif case.app == "mmphysvideo":
         model = timing.made(recipe, backbone, case.stage)
         start = values_of(model.groups())
-        result = train.train(recipe, backbone, model, data, out=out, quiet=True)
+        result = train.train(recipe, backbone, model, InMemory(columns), out=out, quiet=True)
     else:
         start = values_of(train.fresh(recipe, backbone).groups())
-        model, result = train.train(recipe, backbone, data, out=out, quiet=True)
+        model, result = train.train(recipe, backbone, InMemory(columns), out=out, quiet=True)
     return model, start, result
 
 
