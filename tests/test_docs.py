@@ -166,6 +166,7 @@ MAKERS = {
     "overview.png": ("README.md", "bench demo"),
     "start/ball-experts.png": ("docs/start.md", "pila generate"),
     "prophy-*.png": ("docs/prophy.md", "prophy evaluate"),
+    "own-clips.png": ("docs/examples/own_clips_picture.py", "docs/examples/own_clips_picture.py"),
     "physfields/*.png": ("docs/examples/physfields_pictures.py", "docs/examples/physfields_pictures.py"),
     "vlmdistill/collision.png": ("packages/vlmdistill/README.md", 'save("collision.png")'),
 }
