@@ -202,7 +202,8 @@ def test_maps_clips_and_futures_are_followed_by_what_takes_them(monkeypatch, tmp
     ((name, options),) = [parsed(c) for c in runs("prophy", "annotate", monkeypatch, tmp_path)]
     assert (name, options["root"], goes_by(options)) == ("train", Path("my cache"), True)
     ((name, options),) = [parsed(c) for c in runs("mmphysvideo", "pipe", monkeypatch, tmp_path)]
-    assert (name, options["set_"]) == ("cache", [f"data.source={tmp_path / 'my pipe' / 'records.jsonl'}"])
+    assert name == "cache"
+    assert options["set_"] == [f"data.source={tmp_path / 'my pipe' / 'records.jsonl'}", "data.fps=8"]
     ((name, options),) = [parsed(c) for c in runs("phantom", "continue", monkeypatch, tmp_path)]
     assert (name, options["base"], options["out"], goes_by(options)) == ("continue", True, Path("futures-base"), True)
 

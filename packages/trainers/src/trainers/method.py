@@ -49,7 +49,7 @@ A = TypeVar("A")
 
 CACHE = Path("runs/cache")
 """Where a cache lies when nobody says another place."""
-PROMPT = "two balls collide"
+PROMPT = "a red ball is thrown to the left"
 """Of the command that is named to try a bundle with."""
 EXPORT = "Write the bundle of a run's newest checkpoint, load it back, and prove that it changes the backbone's output."
 
