@@ -323,7 +323,7 @@ def test_a_bundle_of_other_sizes_is_refused(run):
 
 
 def test_every_shipped_recipe_is_listed_by_name():
-    assert {p.stem for p in RECIPES.glob("*.yaml")} == {"tiny", "wan2.1-1.3b", "ablations"}
+    assert {p.stem for p in RECIPES.glob("*.yaml")} == {"tiny", "wan2.1-1.3b", "ablations", "own"}
 
 
 def test_a_recipe_on_cogvideox_is_refused_with_what_works(tmp_path):
