@@ -286,7 +286,7 @@ OWN = {"docs/own-clips.md": "tests/test_own_clips.py", "docs/contributing/": "te
 
 @pytest.fixture
 def few_looks(monkeypatch):
-    """The held-out loss takes 8 clips at one level of noise, which no recipe says: 64 at nine cost more than all else."""
+    """The held-out loss takes 8 clips at one level of noise, which no recipe says: 64 at nine cost most of the time."""
     few = {"clips": 8, "batch_size": 8, "levels": 1}
     for app in ("prophy", "phantom", "mmphysvideo"):
         monkeypatch.setattr(f"{app}.train.HeldOut", lambda *words, **more: HeldOut(*words, **{**more, **few}))
