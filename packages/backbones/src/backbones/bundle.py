@@ -232,8 +232,9 @@ def build(bundle: Bundle, backbone: Backbone, *, make: Callable[..., Any] | None
     found = entry_points(group=ADAPTERS, name=bundle.kind)
     if not found:
         raise ValueError(
-            f"no installed package knows the adapter kind {bundle.kind!r}: install the one that does"
-            f" (`uv pip install {bundle.kind}`); it registers under the entry-point group {ADAPTERS!r}."
+            f"no installed package knows the adapter kind {bundle.kind!r}: install the one that does, by its wheel or"
+            f" with `uv pip install {bundle.kind}` where that name on the index is its own (this toolkit's apps are not"
+            f" there); it registers under the entry-point group {ADAPTERS!r}."
         )
     return next(iter(found)).load().from_bundle(bundle, backbone)
 

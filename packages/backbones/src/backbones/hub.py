@@ -111,7 +111,7 @@ with backbones.attach(backbone, {repo_id!r}):  # or "{repo_id}@COMMIT", to stay 
     video = backbones.sample(backbone, ["a prompt"], seed=0)
 ```
 
-The package that knows the kind must be installed (`uv pip install {meta["kind"]}`).
+The package that knows the kind must be installed, by its wheel where it is not on the package index.
 
 {stages}Tensors: SHA-256 `{meta["sha256"]}`, groups {", ".join(f"`{g}`" for g in meta["groups"])}. Weights of the
 backbone: `{made["backbone_digest"]}`. Made with {versions or "versions that were not recorded"}.

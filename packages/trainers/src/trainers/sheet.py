@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 from rich.table import Table
 
+from . import gpus
 from .dryrun import Work
 from .fleet import Cell
 from .plan import Plan
@@ -143,6 +144,9 @@ def _fleet(plan: Plan, fleet: Sequence[Cell], console: Console) -> None:
         f"seconds: {_basis(plan)}; exchange is what GPUs and host send in a step, as if nothing ran beside it; reading "
         "and saving are not in the hours"
     )
+    shown = {cell.row.gpu for cell in fleet}
+    others = [gpu.name for gpu in gpus.known() if gpu.name not in shown]
+    console.print(f"--gpu takes others: {', '.join(others)}")
     _cache(plan, console, hours=False)
     if job.reported:
         console.print(job.reported)
