@@ -170,7 +170,8 @@ class _Loop:
         budget = steps if steps is not None else 60 * (stage.length.minutes or 0)
         self.announce(stage, steps, per_step)
         step, moving, text = Step(run), [], ""
-        label = f"{stage.name} ({run.stage_index + 1} of {len(run.stages)})"
+        one = len(run.stages) == 1
+        label = stage.name if one else f"{stage.name} ({run.stage_index + 1} of {len(run.stages)})"
         with show.bar(label, round(budget), quiet=self.quiet) as bar:
             bar.skip(run.step if steps is not None else run.stage_seconds)  # of a session before
             while (spent := run.step if steps is not None else run.stage_seconds) < budget:
