@@ -40,7 +40,7 @@ __all__ = ["FitResult", "Guards", "StageRecord", "fit"]
 class FitResult:
     """What `fit` returns.
 
-    `seconds` are trained seconds over all sessions, `losses` the last means of the last stage's terms, `ema` the last
+    `seconds` are trained seconds over all starts, `losses` the last means of the last stage's terms, `ema` the last
     stage's average as {group: state dict} (empty without one).
     """
 
@@ -173,7 +173,7 @@ class _Loop:
         one = len(run.stages) == 1
         label = stage.name if one else f"{stage.name} ({run.stage_index + 1} of {len(run.stages)})"
         with show.bar(label, round(budget), quiet=self.quiet) as bar:
-            bar.skip(run.step if steps is not None else run.stage_seconds)  # of a session before
+            bar.skip(run.step if steps is not None else run.stage_seconds)  # of a start before
             while (spent := run.step if steps is not None else run.stage_seconds) < budget:
                 if self.due():
                     self.log.flush()

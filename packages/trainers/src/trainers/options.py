@@ -74,7 +74,7 @@ class Planned:
     gpu: Annotated[
         list[str] | None, typer.Option("--gpu", help="GPU of the list (repeatable; none: four, with --processes all)")
     ] = None
-    engine: Annotated[str, typer.Option("--engine", help="one, ddp, zero1..3, zero2-offload, fsdp2")] = ""
+    engine: Annotated[str, typer.Option("--engine", help="one, ddp, zero1..3, zero2|3-offload, fsdp2")] = ""
     processes: Annotated[
         int | None, typer.Option("--processes", min=1, help="GPUs that share the run (none: 1 to 8)")
     ] = None

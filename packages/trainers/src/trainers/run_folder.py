@@ -1,6 +1,6 @@
 """The folder of a run, in one way for every app.
 
-`recipe.yaml` is the resolved recipe, there from the first moment; at the end it is the one that the last session was
+`recipe.yaml` is the resolved recipe, there from the first moment; at the end it is the one that the run was
 finished with. `checkpoints/`, `log.jsonl` and `samples/` are `fit`'s, `bundle/` is what was trained. Of several
 processes the first writes.
 """
