@@ -283,6 +283,7 @@ def dry_run(out, *arguments):
     return work.lines_of(out / "results.jsonl")
 
 
+@pytest.mark.long
 def test_rows_run_on_a_cpu_and_give_the_figures_of_their_tables(tmp_path):
     """Some, by the script that works them on a GPU: the world's clips, fields, a language model, a method."""
     chosen = {1: 0, 12: 5, 15: 4, 19: 3}  # row: its figures

@@ -1,8 +1,8 @@
 """Every real recipe without its weights: valid, built on the meta device with its adapter, optimizer and launch
 configs, counted at its real size; and trained for a step or two at its real width, with two blocks of random weights.
 
-What takes over five seconds of a CPU is `slow`, one recipe of each method is not. The last results of the slow ones
-stand in benchmarks/slow.md.
+One recipe of each method is `long` or quicker, the others are `slow`. The last results of the slow ones stand in
+benchmarks/slow.md.
 """
 
 import functools
@@ -79,14 +79,22 @@ CASES = _cases()
 QUICK = {"pila-wan2.1-1.3b", "prophy-wan2.1-1.3b", "phantom-wan2.2-ti2v-5b", "mmphysvideo-wan2.1-1.3b-student"}
 
 
-def slow_unless(quick: Callable[[Case], bool]) -> pytest.MarkDecorator:
-    params = [pytest.param(case, marks=[] if quick(case) else pytest.mark.slow, id=str(case)) for case in CASES]
+def slow_unless(
+    quick: Callable[[Case], bool], *, long: Callable[[Case], bool] = lambda _: False
+) -> pytest.MarkDecorator:
+    """Every case, those that take over ten seconds marked `long` or else `slow`."""
+    params = [
+        pytest.param(
+            case, marks=[pytest.mark.long] if long(case) else [] if quick(case) else [pytest.mark.slow], id=str(case)
+        )
+        for case in CASES
+    ]
     return pytest.mark.parametrize("case", params)
 
 
 built = slow_unless(lambda case: case.stage != "teacher")  # a student is built beside its teacher
-measured = slow_unless(lambda case: str(case) in QUICK - {"phantom-wan2.2-ti2v-5b"})
-widened = slow_unless(lambda case: str(case) in QUICK)
+measured = slow_unless(lambda _: False, long=lambda case: str(case) in QUICK - {"phantom-wan2.2-ti2v-5b"})
+widened = slow_unless(lambda case: case.app == "pila", long=lambda case: str(case) in QUICK and case.app != "pila")
 
 
 def test_every_method_has_a_real_recipe_on_what_its_paper_ran():

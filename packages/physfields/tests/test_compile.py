@@ -5,6 +5,10 @@ import subprocess
 import sys
 import textwrap
 
+import pytest
+
+pytestmark = pytest.mark.long
+
 PRELUDE = """
 import warnings
 warnings.simplefilter("error")
