@@ -177,6 +177,19 @@ def test_what_is_gone_is_made_again_for_a_row_that_takes_it(tmp_path, run):
     assert [(line["row"], line["exit"]) for line in run(listed)[1][2:]] == [(1, 0), (2, 0)]
 
 
+def test_what_a_stopped_row_has_half_made_is_finished_before_it_is_taken(tmp_path, run, capsys):
+    half = "if test -e runs/a; then touch runs/whole; else touch runs/a; exit 1; fi"
+    takes = (2, ["test -e runs/whole"], 1, 'inputs = ["runs/a"]')
+    listed = queue(tmp_path / "q.toml", (1, [half], 5, 'makes = ["runs/a"]'), takes)
+    assert [(line["row"], line["exit"]) for line in run(listed)[1]] == [(1, 1)]
+    assert "row 2: skipped, it takes runs/a of row 1" in capsys.readouterr().out
+    assert [(line["row"], line["exit"]) for line in run(listed, "--rows", "2")[1]] == [(1, 1), (1, 0), (2, 0)]
+
+
+def test_a_folder_with_a_blank_in_its_name_is_one_word_of_a_command():
+    assert rows.placed("ls runs/a", Path("/my runs")) == "ls '/my runs'/a"
+
+
 def test_a_line_says_what_was_measured_where_and_when(tmp_path, run):
     printed = '{"variant": "a", "ms": {"median": 2}}'
     command = f"echo progress; echo '{printed}'; echo '{{broken'; echo '{{\"x\": 1}}' > runs/f.json"
@@ -379,6 +392,15 @@ def test_wheels_are_those_of_the_lock_file_for_the_other_machine():
     assert names.count("av") == 1, "one of the two that the lock file has, by Python"
     assert not any(";" in requirement for requirement in wanted)
     assert wanted[-1].startswith("uv_build")
+
+
+def test_a_folder_that_holds_something_else_is_not_emptied_for_wheels(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.txt").touch()
+    monkeypatch.setattr(sys, "argv", ["wheels.py", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        wheels.main()
+    assert (tmp_path / "mine.txt").exists()
+    assert "expected a folder of wheels or none for --out" in capsys.readouterr().err
 
 
 def test_a_packed_wheel_is_the_wheel(tmp_path):

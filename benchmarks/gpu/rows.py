@@ -21,10 +21,11 @@ Standard library alone, Python 3.11 or newer: this is read before anything is in
 
 import os
 import re
+import shlex
 import shutil
 import socket
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -116,13 +117,15 @@ def load(path: Path = QUEUE) -> list[Row]:
     return rows
 
 
-def before(row: Row, rows: Iterable[Row], runs: Path) -> list[Row]:
-    """The rows whose products this one lacks, in the order in which they have to be made."""
+def before(row: Row, rows: Iterable[Row], runs: Path, half: Collection[int] = ()) -> list[Row]:
+    """The rows whose products this one lacks, or has from a row that did not end (`half`), in the order in which they
+    have to be made.
+    """
     found: list[Row] = []
     for item in row.inputs:
-        if not under(item, runs).exists():
-            maker = next(other for other in rows if item in other.makes)
-            found += [r for r in (*before(maker, rows, runs), maker) if r not in found]
+        maker = next(other for other in rows if item in other.makes)
+        if maker.id in half or not under(item, runs).exists():
+            found += [r for r in (*before(maker, rows, runs, half), maker) if r not in found]
     return found
 
 
@@ -137,7 +140,7 @@ def placed(command: str, runs: Path) -> str:
     >>> placed("world make --out runs/world64 | tee runs/a.jsonl", Path("/x"))
     'world make --out /x/world64 | tee /x/a.jsonl'
     """
-    return re.sub(r"(?<![\w./-])runs/", f"{runs}/", command)
+    return re.sub(r"(?<![\w./-])runs/", lambda _: f"{shlex.quote(str(runs))}/", command)
 
 
 def in_hub_cache(name: str) -> bool:

@@ -85,6 +85,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=WHEELS)
     parser.add_argument("--most-mib", type=float, default=float("inf"), help="of one part (none: one part)")
     given = parser.parse_args()
+    if any(path.is_file() and not path.name.endswith(".whl.xz") for path in given.out.rglob("*")):
+        parser.error(f"expected a folder of wheels or none for --out, which is emptied first, got {given.out}")
     lines = given.have.read_text(encoding="utf-8").splitlines() if given.have else []
     have = {plain(line.partition("==")[0].strip()) for line in lines}
     with tempfile.TemporaryDirectory() as folder:

@@ -94,6 +94,13 @@ class Work:
         ended = {line["command"] for line in self.known() if line["row"] == row.id and line["exit"] == 0}
         return [command for command in row.commands if command not in ended]
 
+    def half_made(self, queue: Sequence[Row]) -> set[int]:
+        """Rows of which a command was stopped or failed, and has not ended well since: what they make may be half."""
+        lines = lines_of(self.out / "results.jsonl")
+        last = {(line["row"], line["command"]): line["exit"] for line in lines if line["toy"] == self.toy}
+        done = {number for number, told in self.told.items() if told.startswith("done")}
+        return {row.id for row in queue if any(last.get((row.id, command)) for command in row.commands)} - done
+
     def run(self, row: Row) -> None:
         """Run what is left of a row, or all of it when a product is gone; note what came of it."""
         gone = [item for item in row.makes if not rows.under(item, self.runs).exists()]
@@ -181,11 +188,11 @@ class Work:
             if takers and all(self.told.get(other.id, "").startswith("skipped") for other in takers):
                 self.told.setdefault(row.id, f"skipped, no row that takes {row.makes[0]} can be run")
         while True:
-            chains = []
+            chains, half = [], self.half_made(queue)
             for row in queue:
                 if row.id not in chosen or row.id in self.told:
                     continue
-                chain = [*rows.before(row, queue, self.runs), row]
+                chain = [*rows.before(row, queue, self.runs, half), row]
                 stuck = [r for r in chain[:-1] if not self.told.get(r.id, "done").startswith("done")]
                 if stuck:
                     self.told[row.id] = f"skipped, it takes {', '.join(stuck[0].makes)} of row {stuck[0].id}"
