@@ -250,6 +250,16 @@ def test_half_precision_trains_both_stages(recipe, root, tmp_path):
         assert load_trained(tmp_path / kind / "bundle", half).model.dtype == torch.bfloat16
 
 
+def test_a_row_that_names_a_clip_again_costs_the_row_and_not_the_clip(backbone, recipe, tmp_path):
+    clip = physworld.simulate("rigid_body", 0)
+    video.write(tmp_path / "0.mp4", clip.video, 16, lossless=True)
+    rows = [{"path": "0.mp4", "caption": text} for text in (clip.caption, "a red ball")]
+    (tmp_path / "kept.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = changed(recipe, f"data.source={tmp_path / 'kept.jsonl'}")
+    found = prepare(own, backbone, tmp_path / "cache", perceived=False, quiet=True)
+    assert (found.clips, [s.path for s in found.skipped]) == (1, ["0.mp4"])
+
+
 def test_clips_without_perception_are_listed_and_left_out(backbone, recipe, tmp_path):
     home, lines = tmp_path / "clips", []
     home.mkdir()

@@ -1,5 +1,6 @@
 """Training: what is observed does not count, the backbone does not move, runs resume bit for bit, controls train."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -332,6 +333,16 @@ def test_the_noise_control_needs_no_encoder_and_goes_on_from_frames(backbone, ro
     assert film.shape == (1, 3, 17, 32, 32)
     z = adapter.physics_latent()
     assert z.shape == (1, 8, 5, 4, 4)
+
+
+def test_a_row_that_names_a_clip_again_costs_the_row_and_not_the_clip(backbone, clips, tmp_path):
+    (tmp_path / "films").mkdir()
+    video.write(tmp_path / "films" / "a.mp4", video.to_bytes(clips[0]), 16)
+    rows = [{"path": "a.mp4", "caption": text} for text in ("a ball", "the same ball")]
+    (tmp_path / "films" / "captions.json").write_text(json.dumps(rows))
+    recipe = load_recipe(None, [*SMALL, "physics.kind=noise", f"data.source={tmp_path / 'films'}"])
+    found = prepare(recipe, backbone, None, tmp_path / "cache", quiet=True)
+    assert (found.clips, [s.path for s in found.skipped]) == (1, ["a.mp4"])
 
 
 def test_another_encoder_under_the_same_name_fills_the_cache_anew(backbone, encoder, root, prepared):

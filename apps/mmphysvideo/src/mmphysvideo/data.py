@@ -7,6 +7,7 @@ the video's. A clip that cannot be used is listed and left out; the rest goes on
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -149,8 +150,8 @@ def prepare(
     cache_job.make(root, said, partial(_writer, backbone), {"text": made["text"]}, name="text", **place)
     mine = [sum(r.made for r in reports), [[s.path, s.why] for r in reports for s in r.failed]]
     everyone = engine.exchange(mine)  # all have closed their shards
-    skipped += [Skipped(path, why) for _, failed in everyone for path, why in failed]
-    lost = {s.path for s in skipped}
+    failed = [Skipped(path, why) for _, rows in everyone for path, why in rows]
+    skipped, lost = [*skipped, *failed], {s.path for s in failed}  # a row that repeats a clip loses the row alone
     kept = [(i, shown) for i, shown in pairs if i.id not in lost and (shown is None or shown.id not in lost)]
     keys = [
         Keys(
@@ -218,7 +219,7 @@ def records_of(recipe: Recipe) -> tuple[list[Record], list[Skipped]]:
     if Path(d.source).is_dir() and table_in(Path(d.source)) is None:
         raise ValueError(
             f"expected a table of clips with their perception, got the folder {d.source}: make one with `mmphysvideo"
-            f" pipe {d.source} --out runs/pipe`, then --set data.source=runs/pipe/records.jsonl"
+            f" pipe {shlex.quote(d.source)} --out runs/pipe`, then --set data.source=runs/pipe/records.jsonl"
         )
     return read_records(d.source, root=d.root)
 

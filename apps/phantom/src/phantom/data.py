@@ -182,8 +182,9 @@ def prepare(
         root, said, partial(_writer, backbone), {"text": made["text"]}, name="text", batch=16, stale="add", **place
     )
     everyone = engine.exchange([report.made, [[s.path, s.why] for s in report.failed]])  # all have closed their shards
-    skipped += [Skipped(path, why) for _, failed in everyone for path, why in failed]
-    store, lost = Cache(root), {s.path for s in skipped}
+    failed = [Skipped(path, why) for _, rows in everyone for path, why in rows]
+    skipped, lost = [*skipped, *failed], {s.path for s in failed}  # a row that repeats a clip loses the row alone
+    store = Cache(root)
     kept = [item for item in items if item.id not in lost]
     found = cache_job.sources(root, kept)
     films: dict[str, str] = {}  # of twins the first one's
