@@ -1,5 +1,8 @@
 """What waits in a training: everything of a pipeline but its transformers, and it comes back to where it was."""
 
+import pytest
+import torch
+
 import backbones
 from backbones import tiny_families
 from backbones.parked import idle, parked
@@ -17,8 +20,6 @@ def test_all_but_the_transformers_waits():
 
 def test_a_parked_module_moves_to_the_host_and_back(monkeypatch):
     """No GPU here: one module says that it is on one, and writes down where it is sent."""
-    import torch
-
     backbone = backbones.wrap(tiny_families.family("wan21_t2v", layers=1))
     sent = []
     vae, place = backbone.pipe.vae, torch.device("cuda", 0)
@@ -36,3 +37,22 @@ def test_a_parked_module_moves_to_the_host_and_back(monkeypatch):
             raise ValueError
     except ValueError:
         assert sent[-1] == place
+
+
+def test_what_finds_no_room_afterwards_stays_on_the_host_and_that_is_said(monkeypatch):
+    backbone = backbones.wrap(tiny_families.family("wan21_t2v", layers=1))
+    sent = []
+
+    class Far:
+        device = torch.device("cuda", 0)
+
+    def to(where):
+        sent.append(torch.device(where))
+        if sent[-1].type == "cuda":
+            raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(backbone.pipe.vae, "parameters", lambda: iter([Far()]))
+    monkeypatch.setattr(backbone.pipe.vae, "to", to)
+    with pytest.warns(UserWarning, match="stays in the host's memory: cuda:0 has no room"), parked(backbone):
+        pass
+    assert [where.type for where in sent] == ["cpu", "cuda", "cpu"]
