@@ -1,6 +1,7 @@
 """Captions that are missing are made once, never over those that are there, and stay where people can change them."""
 
 import json
+from datetime import date
 
 import numpy as np
 import pytest
@@ -96,6 +97,15 @@ def test_a_table_is_filled_elsewhere_and_goes_on_there(clips):
     assert [r.caption for r in records] == ["a in 8 pictures", "given"]
     assert records[0].annotation == {"q0": "liquid motion"}
     assert fill(table, root=clips, out=out).made == 0
+
+
+def test_a_table_may_hold_dates_and_a_filled_one_rows_without_a_name(clips):
+    pq, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    table, out = clips.parent / "records.parquet", clips.parent / "filled.json"
+    pq.write_table(pa.table({"path": ["a.mp4"], "caption": [""], "day": [date(2026, 1, 2)]}), table)
+    out.write_text(json.dumps([{"path": ["b"], "caption": "no name"}]))
+    fill(table, root=clips, out=out)
+    assert json.loads(out.read_text())[0]["day"] == "2026-01-02"
 
 
 def test_what_cannot_be_read_or_is_not_answered_is_listed_and_asked_again(clips):

@@ -133,10 +133,12 @@ def test_a_plan_refuses_wrong_arguments_before_it_counts():
 
 def test_a_table_of_rows_has_the_first_as_its_header_and_takes_text_as_it_is():
     def body() -> None:
-        commands.show_table([("name", "x"), ("a", "+0.1 [-0.2, +0.4]")], title="two", legend="x [b]: a number")
+        cells = [("name", "x"), ("a [raw]", "+0.1 [-0.2, +0.4]")]
+        commands.show_table(cells, title="two [/old]", legend="x [b]: a number")
 
     told = run(body).stdout
-    assert [word in told for word in ("two", "name", "+0.1 [-0.2, +0.4]", "x [b]: a number")] == [True] * 4
+    words = ("two [/old]", "name", "a [raw]", "+0.1 [-0.2, +0.4]", "x [b]: a number")
+    assert [word in told for word in words] == [True] * 5
 
 
 def test_a_wide_table_is_not_cut_where_there_is_no_terminal():

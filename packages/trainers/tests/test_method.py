@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from trainers import Config, Skipped, check, load_config, run_folder
 from trainers.commands import friendly, new_app
 from trainers.engine import Engine
-from trainers.method import Export, Method, add
-from trainers.options import Chosen, Quiet, spread
+from trainers.method import Export, Method, add, own_clips
+from trainers.options import Chosen, Measured, Quiet, spread
 
 
 class Recipe(Config):
@@ -145,6 +145,22 @@ def test_what_was_trained_comes_with_its_own_recipe_unless_another_is_named():
         lost.load_trained(Chosen(), None)
     with pytest.raises(ValueError, match=r"no model there$"):
         lost.load_trained(Chosen(None, ["backbone=x"]), None)
+
+
+def test_another_share_kept_back_than_in_training_is_refused():
+    def recipe(source, held_out):
+        return SimpleNamespace(data=SimpleNamespace(source=source, held_out=held_out), device="cpu")
+
+    def ask(trained):
+        method = toy(recipe_of=lambda folder, overrides: trained)[0]
+        found, asked = SimpleNamespace(held=None, clips=2), (Chosen("own"), Measured())
+        own_clips(method, {}, [recipe("films", 0.05)], found, *asked, bundles=[Path("b")], paired=print)
+
+    with pytest.raises(ValueError, match=r"expected data\.held_out=0, with which b was trained, got 0\.05"):
+        ask(recipe("films", 0.0))
+    for fine in (recipe("films", 0.05), recipe("world", 0.0)):
+        with pytest.raises(ValueError, match="nothing of films was kept back"):
+            ask(fine)
 
 
 def test_the_folder_of_a_run_has_its_recipe_from_the_first_moment_and_as_it_was_in_the_end(tmp_path):

@@ -155,7 +155,7 @@ def _earlier(place: Path) -> dict[str, dict[str, Any]]:
     """What an earlier run wrote into a table that is not the source itself."""
     if not place.is_file():
         return {}
-    found = (row for row in raw_records(place) if isinstance(row, dict))
+    found = (row for row in raw_records(place) if isinstance(row, dict) and isinstance(path_in(row), str))
     return {path_in(row): row for row in found if not _lacks(row)}
 
 
@@ -164,7 +164,7 @@ def _write(place: Path, rows: Sequence[dict[str, Any]], whole: bool, listed: Set
     `NAME.txt` stays what it is.
     """
     kept = [row for row in rows if whole or BY in row or path_in(row) in listed]
-    write_text(place, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+    write_text(place, json.dumps(kept, indent=1, ensure_ascii=False, default=str) + "\n")  # parquet has dates
 
 
 def _seen(path: Path, frames: int, seconds: float | None) -> UInt8[np.ndarray, "n h w 3"]:

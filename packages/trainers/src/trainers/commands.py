@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .data import Skipped
@@ -141,9 +142,9 @@ def left_out(skipped: Iterable[Skipped], notes: Iterable[Skipped] = ()) -> None:
 
 def show_table(rows: Sequence[Sequence[str]], title: str = "", legend: str = "") -> None:
     """Print rows as a table, the first one as its header; into a pipe or a file as wide as it is, nothing cut."""
-    table = Table(*rows[0], title=title)
+    table = Table(*rows[0], title=escape(title))  # folders and clips may have brackets in their names
     for row in rows[1:]:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     (shown if shown.is_terminal else Console(width=1000)).print(table)
     if legend:
         shown.print(legend, markup=False)

@@ -229,6 +229,13 @@ def own_clips(
         raise ValueError("expected bundles that were trained on the same clips: others had different ones kept back")
     if any(said.startswith("data.held_out=") for said in chosen.overrides):
         raise ValueError("expected data.held_out as in training: another share would show clips that were trained on")
+    for folder in bundles:  # --config may say another share, too
+        trained: Any = method.recipe_of(folder, [])
+        if trained.data.source != "world" and trained.data.held_out != d.held_out:
+            raise ValueError(
+                f"expected data.held_out={trained.data.held_out:g}, with which {folder} was trained, got {d.held_out:g}"
+                ": clips that it was trained on would be shown as kept back"
+            )
     if found.held is None:
         raise ValueError(
             f"nothing of {d.source} was kept back from training (data.held_out={d.held_out:g}, {found.clips} clips): "

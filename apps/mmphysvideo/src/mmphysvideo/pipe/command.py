@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from trainers.commands import friendly, hint, line, shown
@@ -43,15 +44,15 @@ def pipe(
         manifest = run_on_ray(sources, out, chosen, workers=ray, skipped=skipped, num_gpus=gpus_per_actor, quiet=quiet)
     else:
         manifest = run(sources, out, chosen, skipped=skipped, quiet=quiet)
-    table = Table("clip", "outcome", "what", title=f"{out}/manifest.json")
+    table = Table("clip", "outcome", "what", title=escape(f"{out}/manifest.json"))
     for status in ("kept", "dropped", "failed"):
         for clip in manifest[status]:
             what = clip["caption"] if status == "kept" else f"{clip['stage']}: {clip['why']}"
-            table.add_row(clip["clip"], status, what)
+            table.add_row(clip["clip"], status, escape(what))
     for file in manifest["files_without_clips"]:
-        table.add_row(file["file"], "failed" if file["failed"] else "no clip", file["why"])
+        table.add_row(escape(file["file"]), "failed" if file["failed"] else "no clip", escape(file["why"]))
     for one in manifest["skipped"]:
-        table.add_row(one["path"], "skipped", one["why"])
+        table.add_row(escape(one["path"]), "skipped", escape(one["why"]))
     shown.print(table)
     totals = manifest["totals"]
     shown.print(", ".join(f"{totals[k]} {k}" for k in ("kept", "dropped", "failed", "pending")))

@@ -39,7 +39,8 @@ def sources_of(where: str | Path, *, root: str | Path | None = None) -> tuple[li
     home = where.resolve()
     found, skipped = [], []
     table = table_in(where)
-    told = {path_in(raw): caption_in(raw) for raw in (rows(table) if table else ()) if isinstance(raw, dict)}
+    raws = [raw for raw in (rows(table) if table else ()) if isinstance(raw, dict)]
+    told = {path_in(raw): caption_in(raw) for raw in raws if isinstance(path_in(raw), str)}
     for path in sorted(where.rglob("*")):
         name = path.relative_to(where).as_posix()
         if path.suffix.lower() not in VIDEOS or any(part.startswith(".") for part in path.relative_to(where).parts):
