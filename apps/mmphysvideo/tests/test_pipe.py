@@ -81,6 +81,14 @@ def test_every_file_is_kept_dropped_failed_or_skipped_with_a_reason(done):
     assert (totals["files"], totals["kept"], totals["dropped"], totals["failed"], totals["pending"]) == (5, 3, 1, 0, 0)
 
 
+def test_two_rows_of_one_film_stay_of_one_film(pool, tmp_path):
+    lines = [{"id": i, "path": "throw 0.mp4", "caption": f"a ball, {i}"} for i in ("first", "second")]
+    (tmp_path / "table.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    sources, _ = sources_of(tmp_path / "table.jsonl", root=pool)
+    assert [source.id for source in sources] == ["first", "second"]
+    assert {source.noted["film"] for source in sources} == {"throw 0.mp4"}
+
+
 def test_what_is_kept_can_be_read_as_records_and_decoded(done):
     out, manifest = done
     records, skipped = read_records(out / "records.jsonl")

@@ -16,6 +16,7 @@ holds.
 
 import hashlib
 import json
+import shlex
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -233,8 +234,8 @@ def build(bundle: Bundle, backbone: Backbone, *, make: Callable[..., Any] | None
     if not found:
         raise ValueError(
             f"no installed package knows the adapter kind {bundle.kind!r}: install the one that does, by its wheel or"
-            f" with `uv pip install {bundle.kind}` where that name on the index is its own (this toolkit's apps are not"
-            f" there); it registers under the entry-point group {ADAPTERS!r}."
+            f" with `uv pip install {shlex.quote(bundle.kind)}` where that name on the index is its own (this toolkit's"
+            f" apps are not there); it registers under the entry-point group {ADAPTERS!r}."
         )
     return next(iter(found)).load().from_bundle(bundle, backbone)
 

@@ -88,8 +88,8 @@ def kept_back(films: Sequence[str], share: float) -> list[bool]:
     """Say which clips are kept back from training, by the name of the film that each was cut from.
 
     A film is kept back when a hash of its name falls into `share`, so that all clips of a film go the same way, their
-    order says nothing, and a film that is added later makes no film that was trained on a held-out one. Where none
-    falls in, that with the least hash is; one at least is left to train on.
+    order says nothing. Where none falls in, that with the least hash is; one at least is left to train on. What
+    surprises: with that film taken away, or named from another folder, another one is kept back in its place.
 
     >>> kept_back(["a.mp4", "b.mp4", "c.mp4", "a.mp4"], 0.4)
     [False, False, True, False]

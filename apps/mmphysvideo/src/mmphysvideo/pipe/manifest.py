@@ -72,7 +72,8 @@ def write(
         "pending": pending,
     }
     write_text(out / "manifest.json", json.dumps(manifest, indent=1) + "\n")
-    lines = [{"id": clip["clip"], "source": clip["file"], **{k: clip[k] for k in RECORD}} for clip in by["kept"]]
+    films = {source.id: source.noted.get("film", source.id) for source in sources}  # two rows of a table may be of one
+    lines = [{"id": c["clip"], "source": films[c["file"]], **{k: c[k] for k in RECORD}} for c in by["kept"]]
     write_text(out / "records.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     shown = [*by["kept"], *by["dropped"], *by["failed"]][:ON_SHEET]
     totals = manifest["totals"]

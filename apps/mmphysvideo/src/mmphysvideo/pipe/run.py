@@ -31,7 +31,8 @@ def sources_of(where: str | Path, *, root: str | Path | None = None) -> tuple[li
     where = Path(where)
     if where.is_file() and where.suffix.lower() not in VIDEOS:
         records, skipped = read_records(where, root=root)
-        return [Source(r.id, r.path, r.caption, {"labels": list(r.labels)}) for r in records], skipped
+        noted = ({"labels": list(r.labels), "film": r.source or r.path.name} for r in records)
+        return [Source(r.id, r.path, r.caption, more) for r, more in zip(records, noted, strict=True)], skipped
     if where.is_file():
         return [Source(where.name, where)], []
     if not where.is_dir():
